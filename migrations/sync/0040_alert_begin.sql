@@ -84,10 +84,10 @@ begin
 end
 $$;
 
--- What a run has observed of the trigger, and the time in which the trigger was broken: from the transactions that were
--- open when a run last saw it intact (gap_from), through those that were open when a run first saw it broken
--- (gap_seen), until those that had not begun when a run saw it intact again. Nothing is known where no run saw it intact,
--- or where the observation before is of another ledger.
+-- What a run has observed of the trigger, and the time in which the trigger was broken, by transactions: no transaction
+-- from gap_from on had begun when a run last saw it intact, none from gap_seen on when a run first saw it broken, and none
+-- from gap_until on when a run saw it intact again. Nothing is known where no run saw it intact, or where the observation
+-- before is of another ledger.
 create function elven_sync.with_guard_gap(before jsonb, now jsonb, now_since timestamptz)
     returns jsonb language sql stable
     set search_path = pg_catalog, pg_temp
@@ -96,7 +96,7 @@ $$
     select case when w.gap_from is null then now else
            now || jsonb_strip_nulls(jsonb_build_object(
                'gap_from', w.gap_from,
-               'gap_seen', coalesce(before -> 'gap_seen', now -> 'oldest_xid'),
+               'gap_seen', coalesce(before -> 'gap_seen', now -> 'next_xid'),
                'gap_until', case when elven_sync.is_bad(now) then null
                                  when elven_sync.is_bad(before) then now -> 'next_xid'
                                  else before -> 'gap_until' end,
@@ -104,7 +104,7 @@ $$
       from (select case when before -> 'ledger' <> now -> 'ledger' then null
                         else coalesce(before -> 'gap_from',
                                       case when elven_sync.is_bad(now) and not elven_sync.is_bad(before)
-                                           then before -> 'oldest_xid' end) end as gap_from) w
+                                           then before -> 'next_xid' end) end as gap_from) w
 $$;
 
 -- The value of a fact after another observation. verify: it stays known whether a sample was enough to find a problem.

@@ -8,9 +8,9 @@ use super::{Ledger, LedgerError, Table, quote_identifier, quote_literal};
 /// The time in which the trigger may not have stamped rows, by transactions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuardGap {
-    /// Transactions before this one ended while the trigger was intact.
+    /// No transaction from this one on had begun when a run last saw the trigger intact.
     pub from: u64,
-    /// Transactions before this one had ended when a run first saw the trigger broken.
+    /// No transaction from this one on had begun when a run first saw the trigger broken.
     pub seen: u64,
     /// Transactions from this one on began when the trigger was intact again. `None`: it is still broken.
     pub until: Option<u64>,
@@ -66,9 +66,9 @@ impl Table {
         quote_identifier(self.mapping.columns.get("change_xid").map_or("change_xid", |column| &column.name))
     }
 
-    /// Returns the condition of rows that a transaction of the gap has written, and that have the stamp of one that had
-    /// ended before. A row of a savepoint has the stamp of its own transaction, which `xmin` does not show; so of a
-    /// transaction that may still have been at work nothing is said.
+    /// Returns the condition of rows that were written after one of these two moments, and have the stamp of a transaction
+    /// that had begun before. A row of a savepoint has the stamp of its own transaction, which `xmin` does not show; it is
+    /// among them only if its transaction was open at one of the two moments. To stamp it does no harm.
     fn in_gap(&self, GuardGap { from, seen, until }: GuardGap) -> String {
         let age = |xid: u64| format!("pg_catalog.age('{}'::pg_catalog.xid)", xid & u64::from(u32::MAX));
         let stamp = self.stamp();
