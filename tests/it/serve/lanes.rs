@@ -90,7 +90,7 @@ async fn an_entity_that_failed_is_tried_again_beside_a_busy_lane(pool: PgPool) {
     add_row(&scene, "a1").await;
     let service = Service::start(&scene, &["--every", "1s"]).await;
     gate.reached().await;
-    service.logs("lane failed: acme").await;
+    service.logs("entity acme failed: ").await;
     scene.sql("update elven_sync.entities set timezone = 'UTC' where entity_id = 'acme'").await;
     arrives(&scene, &service, "a1").await;
     assert_eq!(scene.text(RUNS).await, "1");
@@ -113,7 +113,7 @@ async fn a_lane_that_ends_with_an_error_is_logged_and_tried_again_beside_a_busy_
     let service = Service::start(&scene, &["--every", "1s"]).await;
     gate.reached().await;
     add_row(&scene, "a1").await;
-    service.logs("lane failed: acme: ").await;
+    service.logs("entity acme failed: ").await;
     assert!(service.log().contains("refused by a test"), "{}", service.log());
     scene.sql("drop trigger refuse on elven_sync.sync_passes").await;
     arrives(&scene, &service, "a1").await;
