@@ -9,7 +9,7 @@ use crate::database::Transient;
 use crate::journal::JournalError;
 use crate::ledger::LedgerError;
 use crate::sync::RunError;
-use crate::text::chain;
+use crate::text::{and_more, chain};
 
 /// The category of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, clap::ValueEnum)]
@@ -230,10 +230,7 @@ pub(super) fn named<T: fmt::Display>(things: impl IntoIterator<Item = T>) -> Str
     const NAMED_MAX: usize = 3;
     let mut things = things.into_iter();
     let first: Vec<String> = things.by_ref().take(NAMED_MAX).map(|thing| thing.to_string()).collect();
-    match things.count() {
-        0 => first.join(", "),
-        more => format!("{} and {more} more", first.join(", ")),
-    }
+    and_more(&first, first.len() + things.count())
 }
 
 /// Formats an age or a duration for people, with one unit.

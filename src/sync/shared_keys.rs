@@ -7,6 +7,7 @@ use secrecy::ExposeSecret;
 use super::Worker;
 use super::lane_worker::Target;
 use crate::journal::JournalError;
+use crate::text::and_more;
 
 /// The most entities that the warning names.
 const NAMED_MAX: usize = 5;
@@ -51,9 +52,7 @@ fn message(same: &[&Target]) -> String {
     let listed = |names: BTreeSet<&str>| {
         let count = names.len();
         let first: Vec<String> = names.into_iter().take(NAMED_MAX).map(|name| format!("`{name}`")).collect();
-        let more = count.saturating_sub(NAMED_MAX);
-        let others = if more > 0 { format!(" and {more} more") } else { String::new() };
-        format!("{}{others}", first.join(", "))
+        and_more(&first, count)
     };
     let credentials: BTreeSet<&str> =
         same.iter().map(|target| target.session.credential.name.as_str()).collect();

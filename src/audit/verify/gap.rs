@@ -7,6 +7,7 @@ use crate::database::Database;
 use crate::journal::guard_gap;
 use crate::ledger::{GuardGap, Ledger};
 use crate::sync::RunError;
+use crate::text::and_more;
 
 /// Adds a finding to each entity that has such rows. Returns the gap if no entity has any, also none that is not among
 /// these, and the trigger is intact again.
@@ -32,14 +33,10 @@ pub(super) async fn check(
         let Some(proof) = entities.iter_mut().find(|proof| proof.entity_id == found.entity_id) else {
             continue;
         };
-        let named = found.ledger_ids.join(", ");
-        let more = match usize::try_from(found.rows).unwrap_or(0).saturating_sub(found.ledger_ids.len()) {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
+        let named = and_more(&found.ledger_ids, usize::try_from(found.rows).unwrap_or(0));
         let first = if gap.until.is_none() { "elven-sync attach and elven-sync run; then " } else { "" };
         let message = format!(
-            "rows {named}{more} of the ledger were written while the trigger was broken, and were not stamped, so no \
+            "rows {named} of the ledger were written while the trigger was broken, and were not stamped, so no \
              run reads them; hint: {first}{}; the next run uploads them",
             ledger.stamping_gap(gap)
         );

@@ -14,6 +14,7 @@ use crate::journal::{BatchState, MapHistory};
 use crate::ledger::{Interval, Row};
 use crate::sync::RunError;
 use crate::sync::watermark_check::start_over;
+use crate::text::and_more;
 use crate::watermark::LedgerId;
 
 /// The number of rows that are read of an interval beyond those that its batch lists. Each of them is a finding.
@@ -245,17 +246,13 @@ fn has_body(leaf: &Leaf) -> bool {
 /// The finding that a rebuilt body differs from the body that was sent.
 fn other_body(batch_id: i64, entity_id: &str, rows: &[Row]) -> Finding {
     let named: Vec<String> = rows.iter().take(ROWS_NAMED_MAX).map(|row| row.id.to_string()).collect();
-    let more = match rows.len() - named.len() {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
     let message = format!(
-        "the ledger now has other values for some of the rows that batch {batch_id} has sent ({}{more}), although none \
+        "the ledger now has other values for some of the rows that batch {batch_id} has sent ({}), although none \
          has a newer change_xid: a view or a mapping table that [ledger] reads has changed, rows were changed without \
          the trigger, or the recorded hash (body_sha256) was altered; Elven may hold the earlier values; hint: `{}` \
          sends the present values; the finding disappears after the rows are updated in the ledger, which gives them a \
          newer change_xid, and a run uploads them",
-        named.join(", "),
+        and_more(&named, rows.len()),
         Span::backfill(Span::of(rows), entity_id)
     );
     Finding::new("body", message).of_batch(Some(batch_id)).of_rows(named)
