@@ -4,6 +4,20 @@
 -- The alert GuardBroken ended as soon as the trigger was repaired, although no run reads the rows that were written
 -- without it. Now the time without the trigger is recorded, and the alert ends when verify has found these rows stamped.
 
+-- Refuses triggers on other tables. A role that may execute a trigger function could make a trigger of it on a table of
+-- its own, whose types have casts that run its functions with the rights of the owner.
+create function elven_sync.refuse_other_tables(table_id oid, variadic tables regclass[]) returns void
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as
+$$
+begin
+    if table_id <> all (tables::oid[]) then
+        raise exception 'this function is only for triggers of %', array_to_string(tables, ', ');
+    end if;
+end
+$$;
+
 -- Records since when an entity has rows that are set aside, and since when so many were refused that the entity is near
 -- max_rejections. One call per statement, whoever makes it. It has the rights of its owner, so that a role that may
 -- only resolve errors cannot write to sync_facts.
@@ -19,9 +33,10 @@ declare
     is_begun boolean;
     rejected bigint;
 begin
-    -- With a table and types of their own, others could run their functions with the rights of the owner.
-    if tg_relid <> 'elven_sync.sync_errors'::pg_catalog.regclass then
-        raise exception 'note_set_aside() is only for triggers of elven_sync.sync_errors';
+    perform elven_sync.refuse_other_tables(tg_relid, 'elven_sync.sync_errors');
+    -- Most statements change no row, or none of a ledger row: a run resolves the errors of each lane that is up to date.
+    if not exists (select from changed_rows where ledger_id is not null or ledger_ids is not null) then
+        return null;
     end if;
     -- Errors are recorded whatever happened to the facts.
     if pg_catalog.to_regclass('elven_sync.sync_facts') is null then
@@ -405,6 +420,8 @@ select 'WebhookFailing', 'warning', null, f.since,
        'elven-sync status'
   from fact f where f.name = 'webhook' and elven_sync.is_bad(f.value);
 
+comment on function elven_sync.refuse_other_tables(oid, regclass[]) is
+    'Refuses the call of a trigger function for a table that it is not made for.';
 comment on function elven_sync.note_set_aside() is
     'Records in sync_facts since when an entity has rows that are set aside (rows_set_aside), and since when the rows '
     'that the API refused are near max_rejections (near_rejection_bound).';

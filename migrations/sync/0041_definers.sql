@@ -13,9 +13,7 @@ declare
     by_client constant text := concat_ws(' from ', coalesce(nullif(current_setting('application_name'), ''), 'a session'),
                                          host(inet_client_addr()));
 begin
-    if tg_relid <> 'elven_sync.entities'::pg_catalog.regclass then
-        raise exception 'this function is only for triggers of elven_sync.entities';
-    end if;
+    perform elven_sync.refuse_other_tables(tg_relid, 'elven_sync.entities');
     if tg_op = 'INSERT' then
         insert into elven_sync.sync_actions (client, action, entity_id, details)
         select by_client, 'entity_add', n.entity_id, to_jsonb(n) - '{entity_id,resumed_at}'::text[]
@@ -56,9 +54,7 @@ create or replace function elven_sync.assign_map_version() returns trigger
 as
 $$
 begin
-    if tg_relid not in ('elven_sync.account_map'::pg_catalog.regclass, 'elven_sync.currency_map'::pg_catalog.regclass) then
-        raise exception 'this function is only for triggers of elven_sync.account_map and currency_map';
-    end if;
+    perform elven_sync.refuse_other_tables(tg_relid, 'elven_sync.account_map', 'elven_sync.currency_map');
     new.map_version := elven_sync.next_map_version();
     return new;
 end
@@ -76,9 +72,7 @@ declare
     version bigint;
     gone bigint[];
 begin
-    if tg_relid not in ('elven_sync.account_map'::pg_catalog.regclass, 'elven_sync.currency_map'::pg_catalog.regclass) then
-        raise exception 'this function is only for triggers of elven_sync.account_map and currency_map';
-    end if;
+    perform elven_sync.refuse_other_tables(tg_relid, 'elven_sync.account_map', 'elven_sync.currency_map');
     -- With an older snapshot, the check would miss the maps of other sessions.
     if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
         raise exception using
@@ -129,9 +123,7 @@ create or replace function elven_sync.check_maps_of_entities() returns trigger
 as
 $$
 begin
-    if tg_relid <> 'elven_sync.entities'::pg_catalog.regclass then
-        raise exception 'this function is only for triggers of elven_sync.entities';
-    end if;
+    perform elven_sync.refuse_other_tables(tg_relid, 'elven_sync.entities');
     -- Together with a map that is not committed yet, the entities could feed one account.
     lock table elven_sync.map_history in share row exclusive mode;
     perform elven_sync.check_maps();

@@ -13,8 +13,7 @@ use crate::database::Database;
 /// A fact that is not written again before this time, unless its value changes.
 const WRITTEN_EVERY: Duration = Duration::from_mins(1);
 /// Keys of a value that are no part of what was observed: they say what was there before, and when it was observed.
-const BESIDE_VALUE: [&str; 7] =
-    ["before", "oldest_xid", "next_xid", "gap_from", "gap_seen", "gap_until", "gap_since"];
+const BESIDE_VALUE: [&str; 6] = ["before", "next_xid", "gap_from", "gap_seen", "gap_until", "gap_since"];
 
 /// The subject of a fact: `sync_facts.name`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::AsRefStr)]

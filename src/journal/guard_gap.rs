@@ -9,17 +9,16 @@ use crate::ledger::{GuardGap, Ledger};
 pub async fn guard_gap(database: &Database, ledger: &Ledger) -> Result<Option<GuardGap>, JournalError> {
     let read = || {
         sqlx::query!(
-            r#"select coalesce((value ->> 'gap_from')::bigint, 0) as "from!",
-                      coalesce((value ->> 'gap_seen')::bigint, 0) as "seen!", (value ->> 'gap_until')::bigint as until
+            r#"select (value ->> 'gap_from')::bigint as "from!", (value ->> 'gap_seen')::bigint as "seen!",
+                      (value ->> 'gap_until')::bigint as until
                  from elven_sync.sync_facts
-                where name = 'guard' and entity_id is null and value ->> 'ledger' = $1
-                  and (value ? 'gap_from' or elven_sync.is_bad(value))"#,
+                where name = 'guard' and entity_id is null and value ->> 'ledger' = $1 and value ? 'gap_from'"#,
             ledger.name()
         )
         .fetch_optional(database)
     };
     let gap = database.retry(read).await?;
-    Ok(gap.filter(|gap| gap.from > 0).map(|gap| GuardGap {
+    Ok(gap.map(|gap| GuardGap {
         from: u64::try_from(gap.from).unwrap_or(0),
         seen: u64::try_from(gap.seen).unwrap_or(0),
         until: gap.until.and_then(|until| u64::try_from(until).ok()),

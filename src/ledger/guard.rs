@@ -21,9 +21,7 @@ pub struct Guard {
     pub tables: i64,
     /// The tables and partitions on which the trigger is not intact, by name.
     pub broken: Vec<BrokenGuard>,
-    /// Each transaction before this one had ended when the triggers were checked.
-    pub oldest_xid: u64,
-    /// No transaction from this one on had begun then.
+    /// No transaction from this one on had begun when the triggers were checked.
     pub next_xid: u64,
 }
 
@@ -118,23 +116,22 @@ impl Guard {
     }
 }
 
-/// The number of tables, the bounds of the snapshot, and for a broken table: its name, the fault, and the trigger.
-type GuardRow = (i64, String, String, Option<String>, Option<String>, Option<String>);
+/// The number of tables, the next transaction, and for a broken table: its name, the fault, and the trigger.
+type GuardRow = (i64, String, Option<String>, Option<String>, Option<String>);
 
 impl Ledger {
     /// Checks the trigger on each table of the ledger, partitions included, because their triggers are the ones that
     /// fire: it has to exist, be enabled `ALWAYS`, and run our function. One statement.
     pub async fn guard(&self) -> Result<Guard, LedgerError> {
         let name = quote_literal(self.table.name());
-        let column = self.table.mapping.columns.get("change_xid").map_or("change_xid", |column| &column.name);
+        let column = self.table.stamp_name();
         let sql = guard_sql().replace("$1", &name).replace("$2", &quote_literal(column));
         let query = || sqlx::query_as(AssertSqlSafe(sql.clone())).fetch_all(self.primary.single_round_trip());
         let rows: Vec<GuardRow> = self.primary.retry(query).await?;
         let mut guard = Guard::default();
-        let xid = |text: &str| text.parse().map_err(|_| LedgerError::Decode("not a transaction id"));
-        for (tables, oldest_xid, next_xid, table, fault, trigger) in rows {
+        for (tables, next_xid, table, fault, trigger) in rows {
             guard.tables = tables;
-            (guard.oldest_xid, guard.next_xid) = (xid(&oldest_xid)?, xid(&next_xid)?);
+            guard.next_xid = next_xid.parse().map_err(|_| LedgerError::Decode("not a transaction id"))?;
             if let (Some(table), Some(fault)) = (table, fault) {
                 let fault = GuardFault::of(&fault).ok_or(LedgerError::Decode("not a fault of a trigger"))?;
                 guard.broken.push(BrokenGuard { table, fault, trigger });
@@ -207,9 +204,8 @@ fn guard_sql() -> String {
              select oid, tgname, 'other_body', 5 from triggers where not is_ours and is_before and names_column
              union all
              select oid, null, 'missing', 6 from guarded)
-         select (select count(*) from guarded), pg_catalog.pg_snapshot_xmin(now.snapshot)::text,
-                pg_catalog.pg_snapshot_xmax(now.snapshot)::text, broken.name, broken.fault, broken.trigger
-           from (select pg_catalog.pg_current_snapshot() as snapshot) now left join (
+         select (select count(*) from guarded), one.next_xid, broken.name, broken.fault, broken.trigger
+           from (select pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text as next_xid) one left join (
                 select pg_catalog.format('%I.%I', n.nspname, c.relname) as name, f.fault,
                        pg_catalog.quote_ident(f.tgname::text) as trigger
                   from (select distinct on (oid) * from faults order by oid, rank, tgname) f

@@ -113,7 +113,7 @@ impl Ledger {
     pub fn stamping(&self, entity_id: &str, is_missing: bool) -> String {
         let column =
             |role: &str| self.table.mapping.columns.get(role).map(|column| quote_identifier(&column.name));
-        let stamp = column("change_xid").unwrap_or_default();
+        let stamp = quote_identifier(self.table.stamp_name());
         let of_entity =
             column("entity_id").map(|entity| format!("{entity} = {} and ", quoted_sql(entity_id)));
         let is_wrong = if is_missing {
@@ -121,11 +121,7 @@ impl Ledger {
         } else {
             format!("{stamp} >= pg_snapshot_xmax(pg_current_snapshot())")
         };
-        format!(
-            "update {} set {stamp} = default where {}{is_wrong};",
-            self.table.name(),
-            of_entity.unwrap_or_default()
-        )
+        format!("{};", self.table.stamping(&format!("{}{is_wrong}", of_entity.unwrap_or_default())))
     }
 
     /// Returns each role of a column that the ledger has, with its column and type.

@@ -3,7 +3,7 @@
 
 use sqlx::AssertSqlSafe;
 
-use super::{Ledger, LedgerError, Table, quote_identifier, quote_literal};
+use super::{Ledger, LedgerError, Table, quote_identifier};
 
 /// The time in which the trigger may not have stamped rows, by transactions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,14 +35,7 @@ impl Ledger {
         gap: GuardGap,
         named: usize,
     ) -> Result<Option<Vec<Unstamped>>, LedgerError> {
-        let kind = format!(
-            "select relkind::text from pg_catalog.pg_class where oid = {}::pg_catalog.regclass",
-            quote_literal(self.table.name())
-        );
-        let query =
-            || sqlx::query_scalar(AssertSqlSafe(kind.clone())).fetch_one(self.primary.single_round_trip());
-        let kind: String = self.primary.retry(query).await?;
-        if kind == "v" {
+        if self.facts().await?.is_view {
             return Ok(None);
         }
         let sql = self.table.unstamped_sql(gap, named);
@@ -54,16 +47,23 @@ impl Ledger {
 
     /// Returns the statement that stamps the rows of a gap. A row that needs it not is uploaded once more.
     pub fn stamping_gap(&self, gap: GuardGap) -> String {
-        let Table { name, .. } = &self.table;
-        let stamp = self.table.stamp();
-        format!("update {name} set {stamp} = default where {}", self.table.in_gap(gap))
+        self.table.stamping(&self.table.in_gap(gap))
     }
 }
 
 impl Table {
-    /// The quoted name of the stamp column.
-    fn stamp(&self) -> String {
-        quote_identifier(self.mapping.columns.get("change_xid").map_or("change_xid", |column| &column.name))
+    /// The name of the stamp column.
+    pub(super) fn stamp_name(&self) -> &str {
+        self.mapping.columns.get("change_xid").map_or("change_xid", |column| &column.name)
+    }
+
+    /// Returns the statement that stamps the rows for which a condition holds. A person executes it.
+    pub(super) fn stamping(&self, condition: &str) -> String {
+        format!(
+            "update {} set {} = default where {condition}",
+            self.name,
+            quote_identifier(self.stamp_name())
+        )
     }
 
     /// Returns the condition of rows that were written after one of these two moments, and have the stamp of a transaction
@@ -71,7 +71,7 @@ impl Table {
     /// among them only if its transaction was open at one of the two moments. To stamp it does no harm.
     fn in_gap(&self, GuardGap { from, seen, until }: GuardGap) -> String {
         let age = |xid: u64| format!("pg_catalog.age('{}'::pg_catalog.xid)", xid & u64::from(u32::MAX));
-        let stamp = self.stamp();
+        let stamp = quote_identifier(self.stamp_name());
         let written_since = |xid: u64| format!("{stamp} < '{xid}' and pg_catalog.age(xmin) <= {}", age(xid));
         let before =
             until.map_or_else(String::new, |until| format!(" and pg_catalog.age(xmin) > {}", age(until)));
@@ -82,12 +82,8 @@ impl Table {
         let Self { name, entity, id, .. } = self;
         let condition = self.in_gap(gap);
         format!(
-            "select entity_id, count(*), (array_agg(id order by place))[1:{named}]
-               from (select {entity}::text collate \"C\" as entity_id, {id}::text as id,
-                            row_number() over (order by {id}) as place
-                       from {name} t where {condition}) r
-              where entity_id is not null
-              group by entity_id order by entity_id"
+            "select {entity}::text collate \"C\", count(*), (array_agg({id}::text order by {id}))[1:{named}]
+               from {name} t where {entity} is not null and {condition} group by 1 order by 1"
         )
     }
 }

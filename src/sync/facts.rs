@@ -89,7 +89,6 @@ fn of_guard(guard: &Guard, ledger: &str) -> Fact {
         "message": guard.problem(),
         "tables": guard.tables,
         "broken": guard.broken,
-        "oldest_xid": guard.oldest_xid,
         "next_xid": guard.next_xid,
     });
     Fact::new(Subject::Guard, value)
