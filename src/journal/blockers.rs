@@ -49,7 +49,8 @@ impl Journal {
     ///
     /// They are found by the transaction that a locked row names (`xmax`), and not by `pg_blocking_pids`: a statement
     /// that skips locked rows waits for nobody. Statements of other workers that are at work are left out, because they
-    /// hold their locks for a moment only.
+    /// hold their locks for a moment only; a statement that waits for its client is not at work, and a client that the
+    /// network has lost never answers.
     pub async fn blockers(&self, entity_id: &str, run_id: i64) -> Result<Vec<Blocker>, JournalError> {
         let by_transaction = || {
             sqlx::query_as!(
@@ -77,7 +78,8 @@ impl Journal {
                      left join pg_prepared_xacts p
                        on h.pid is null and h.virtualtransaction = '-1/' || p.transaction::text
                     where h.pid is distinct from pg_backend_pid()
-                      and not coalesce(a.application_name ~ '^elven-sync(/|$)' and a.state = 'active', false)
+                      and not coalesce(a.application_name ~ '^elven-sync(/|$)' and a.state = 'active'
+                                       and a.wait_event_type is distinct from 'Client', false)
                     order by since, h.pid"#,
                 entity_id,
                 run_id

@@ -9,7 +9,7 @@ use elven_sync::journal::RunStatus;
 use elven_sync::sandbox::{Fault, Gate};
 use nix::sys::signal::Signal;
 use secrecy::SecretString;
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use tokio::net::TcpListener;
 
 use crate::cluster::Cluster;
@@ -304,6 +304,38 @@ async fn stalled_page_read_is_aborted_and_frees_its_entity(pool: PgPool) {
     assert_eq!(report.status, RunStatus::Succeeded, "{:?}", report.entities);
     let accounts: BTreeSet<String> = scene.balances().into_iter().map(|(account, _)| account).collect();
     assert_eq!(accounts.len(), 66, "each row");
+}
+
+/// The server has executed a statement, waits for the end of the message, and holds the lock of the entity: none of its
+/// time limits applies then.
+#[sqlx::test(migrations = false)]
+async fn session_that_waits_for_a_lost_worker_is_named_with_its_remedy(pool: PgPool) {
+    let mut scene = scene_with_three_batches(pool).await;
+    scene.set("ELVEN_SYNC_DATABASE__RECONNECT_TIMEOUT", "2s");
+    let url = scene.url.clone();
+    let network = Network::to(&url).await;
+    scene.set("DATABASE_URL", network.url());
+    let (child, gate) = scene.held_run().await;
+    network.tear("for update of s skip locked");
+    gate.open();
+    eventually("a statement is torn", async || network.has_torn()).await;
+    assert_ne!(child.wait_with_output().await.unwrap().status.code(), Some(0));
+    scene.set("DATABASE_URL", &url);
+    let output = scene.output(&["run"]).await;
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), stderr(&output));
+    let session = "select pid::text from pg_stat_activity
+                    where datname = current_database() and state = 'active' and wait_event = 'ClientRead'";
+    let pid = scene.text(session).await;
+    assert!(text.contains(&format!("locked by another session (pid {pid}, ")), "{text}");
+    let remedy = format!("select pg_terminate_backend({pid})");
+    assert!(text.contains(&remedy), "{text}");
+    sqlx::raw_sql(AssertSqlSafe(remedy)).execute(&scene.pool).await.unwrap();
+    eventually("its lock is released", async || {
+        scene.text("select count(*)::text from pg_locks where locktype = 'transactionid'").await == "0"
+    })
+    .await;
+    let report = scene.run().await;
+    assert_eq!(report.status, RunStatus::Succeeded, "{:?}", report.entities);
 }
 
 /// With a single connection: the connection of the unanswered commit is closed before another one is opened for the

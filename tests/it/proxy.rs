@@ -33,6 +33,8 @@ struct Fails {
     connections: AtomicU64,
     statements: AtomicU64,
     next: Mutex<Option<(u64, Failure)>>,
+    /// Words of the statement of which only a part arrives.
+    torn: Mutex<Option<&'static str>>,
     /// Whether all traffic is blocked.
     down: watch::Sender<bool>,
     /// How often the existing connections were dropped.
@@ -55,6 +57,7 @@ impl Network {
             connections: AtomicU64::new(0),
             statements: AtomicU64::new(0),
             next: Mutex::new(None),
+            torn: Mutex::new(None),
             down: watch::Sender::new(false),
             forgotten: watch::Sender::new(0),
         });
@@ -105,6 +108,17 @@ impl Network {
         self.fails.forgotten.send_modify(|times| *times += 1);
     }
 
+    /// Lets only a part of the next statement with these words arrive: it is executed, but the message that ends it is
+    /// missing. Then neither side gets anything more from the other.
+    pub fn tear(&self, words: &'static str) {
+        *self.fails.torn.lock().unwrap() = Some(words);
+    }
+
+    /// Whether a statement was torn, if one was to be.
+    pub fn has_torn(&self) -> bool {
+        self.fails.torn.lock().unwrap().is_none()
+    }
+
     /// Whether the fault has happened.
     pub fn has_failed(&self) -> bool {
         self.fails.next.lock().unwrap().is_none()
@@ -116,6 +130,20 @@ impl Fails {
         let number = self.commits.fetch_add(1, Ordering::SeqCst) + 1;
         let mut next = self.next.lock().unwrap();
         next.take_if(|(at, _)| *at == number).map(|(_, failure)| failure)
+    }
+
+    /// Whether the last of these messages does not arrive. The statement is prepared before it is executed.
+    fn tears(&self, messages: &[Vec<u8>], prepared: &mut bool) -> bool {
+        let mut torn = self.torn.lock().unwrap();
+        let Some(words) = *torn else { return false };
+        *prepared |= messages.iter().any(|message| {
+            message[0] == b'P' && message.windows(words.len()).any(|part| part == words.as_bytes())
+        });
+        let is_executed = *prepared && messages.iter().any(|message| message[0] == b'E');
+        if is_executed {
+            *torn = None;
+        }
+        is_executed
     }
 }
 
@@ -140,21 +168,29 @@ async fn carry(client: TcpStream, fails: Arc<Fails>) -> std::io::Result<()> {
         }
     });
     let mut forgotten = fails.forgotten.subscribe();
+    let mut is_prepared = false;
     let (message, failure) = loop {
-        let message = tokio::select! {
-            message = message(&mut from_client, 1) => message?,
+        let mut messages = tokio::select! {
+            messages = flushed(&mut from_client) => messages?,
             Ok(()) = forgotten.changed() => break (Vec::new(), Failure::Swallowed),
         };
-        if matches!(message.first(), Some(b'Q' | b'E')) {
-            fails.statements.fetch_add(1, Ordering::SeqCst);
+        if fails.tears(&messages, &mut is_prepared) {
+            messages.pop();
+            to_server.write_all(&messages.concat()).await?;
+            break (Vec::new(), Failure::Swallowed);
         }
+        let statements = messages.iter().filter(|message| matches!(message[0], b'Q' | b'E')).count();
+        fails.statements.fetch_add(statements as u64, Ordering::SeqCst);
         // A simple query. The end of a read-only transaction counts, too, by itself or in one message with other
         // statements.
-        let is_commit =
-            message[0] == b'Q' && (message[5..].starts_with(b"commit") || message.ends_with(b"; commit\0"));
-        match is_commit.then(|| fails.at_commit()).flatten() {
-            None => to_server.write_all(&message).await?,
-            Some(failure) => break (message, failure),
+        let is_commit = |message: &Vec<u8>| {
+            message[0] == b'Q' && (message[5..].starts_with(b"commit") || message.ends_with(b"; commit\0"))
+        };
+        let failure = messages.iter().any(is_commit).then(|| fails.at_commit()).flatten();
+        let messages = messages.concat();
+        match failure {
+            None => to_server.write_all(&messages).await?,
+            Some(failure) => break (messages, failure),
         }
     };
     silence.send(()).ok();
@@ -169,6 +205,21 @@ async fn carry(client: TcpStream, fails: Arc<Fails>) -> std::io::Result<()> {
         Failure::Swallowed => tokio::time::sleep(Duration::from_mins(1)).await,
     }
     Ok(())
+}
+
+/// Reads the messages up to one after which the client waits for an answer. They are carried together or not at all: the
+/// connector writes them together, and a server that has got some of them waits for the others without a time limit.
+async fn flushed(from: &mut OwnedReadHalf) -> std::io::Result<Vec<Vec<u8>>> {
+    let mut messages = Vec::new();
+    loop {
+        let message = message(from, 1).await?;
+        // Of the extended protocol: Parse, Bind, Describe, Execute, Close.
+        let continues = matches!(message[0], b'P' | b'B' | b'D' | b'E' | b'C');
+        messages.push(message);
+        if !continues {
+            return Ok(messages);
+        }
+    }
 }
 
 /// Reads a message: its type, if it has one, its length, and its body.

@@ -29,6 +29,19 @@ pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, mut condition: F) {
     tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
+/// Waits until a condition has held without interruption for a duration; panics after 20 s.
+///
+/// For a state that the connector may leave again, or that a poll may see by chance: `pg_stat_activity` shows a session
+/// that waits for a lock as not waiting for a moment whenever a signal wakes it up, which another test can do.
+pub async fn eventually_stays<F: AsyncFnMut() -> bool>(what: &str, duration: Duration, mut condition: F) {
+    let mut held_since = None;
+    let has_held = async || {
+        held_since = if condition().await { held_since.or_else(|| Some(Instant::now())) } else { None };
+        held_since.is_some_and(|since| since.elapsed() >= duration)
+    };
+    eventually(what, has_held).await;
+}
+
 /// Asserts that a condition holds for a duration. It is checked repeatedly, and at the end.
 ///
 /// This is the one way to show that something does not happen.
