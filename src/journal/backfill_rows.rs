@@ -7,6 +7,7 @@ use strum::AsRefStr;
 
 use super::JournalError;
 use super::actions::{Action, client_name};
+use super::links::close_cancelled_lanes;
 use crate::database::{Database, Transaction};
 
 /// The request for a backfill.
@@ -180,8 +181,9 @@ impl Backfill {
 
 /// Closes the open batches of a cancelled backfill: a batch that was never sent becomes `rejected`, and a batch that a
 /// dead worker left in flight becomes `unknown`.
-pub(super) async fn close_cancelled(database: &Database, backfill_id: i64) -> Result<(), sqlx::Error> {
-    let closed = database.execute(|| {
+pub(super) async fn close_cancelled(database: &Database, backfill_id: i64) -> Result<(), JournalError> {
+    let close = || async {
+        let mut transaction = database.begin().await?;
         sqlx::query!(
             "update elven_sync.sync_batches
                 set status = case when attempts > 0 then 'unknown' else 'rejected' end,
@@ -189,8 +191,13 @@ pub(super) async fn close_cancelled(database: &Database, backfill_id: i64) -> Re
               where backfill_id = $1 and status = 'sending'",
             backfill_id
         )
-    });
-    closed.await.map(drop)
+        .execute(&mut transaction)
+        .await?;
+        close_cancelled_lanes(&mut transaction, backfill_id).await?;
+        transaction.commit().await?;
+        Ok::<_, JournalError>(())
+    };
+    database.retry(close).await
 }
 
 /// Returns the run that works on a backfill and renews its heartbeat: run, worker, end of the heartbeat.

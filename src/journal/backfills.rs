@@ -251,7 +251,7 @@ impl Journal {
             .execute(&mut transaction)
             .await?;
             let done = sqlx::query!(
-                "update elven_sync.sync_backfill_lanes set finished_at = clock_timestamp()
+                "update elven_sync.sync_backfill_lanes set finished_at = clock_timestamp(), closed = true
                   where backfill_id = $1 and entity_id = $2
                     and (select true from elven_sync.sync_batches b
                           where b.entity_id between $2 and $2 and elven_sync.is_open(b.status, b.row_count)
@@ -266,6 +266,16 @@ impl Journal {
                 transaction.rollback().await?;
                 return Err(JournalError::UnfinishedRange(backfill_id));
             }
+            sqlx::query!(
+                "select elven_sync.add_link(entity_id, 'backfill', backfill_id,
+                            array[elven_sync.microseconds(range_from), elven_sync.microseconds(range_to),
+                                  elven_sync.microseconds(cursor_at), cursor_id], running)
+                   from elven_sync.sync_backfill_lanes where backfill_id = $1 and entity_id = $2",
+                backfill_id,
+                entity_id
+            )
+            .fetch_optional(&mut transaction)
+            .await?;
             commit_if_held(transaction, released.rows_affected()).await
         };
         self.database.retry(finish).await
@@ -297,7 +307,7 @@ impl Journal {
 
     /// Closes the batches of a backfill that was cancelled while this worker worked on it.
     pub async fn close_cancelled(&self, backfill_id: i64) -> Result<(), JournalError> {
-        Ok(close_cancelled(&self.database, backfill_id).await?)
+        close_cancelled(&self.database, backfill_id).await
     }
 }
 

@@ -45,6 +45,9 @@ pub trait LaneStore: fmt::Debug + Send + Sync {
     /// Releases a lease, and records until when its attempts may still arrive.
     fn release<'a>(&'a self, lease: &'a Lease) -> Reply<'a, ()>;
 
+    /// Adds the link of a slice of a retry that ends, under its lease.
+    fn end_retry_slice<'a>(&'a self, lease: &'a Lease) -> Reply<'a, ()>;
+
     /// Opens a pass under a lease, after the entity's watermark.
     fn open_pass<'a>(&'a self, lease: &'a Lease, opening: NewPass<'a>) -> Reply<'a, Opened>;
 
@@ -128,6 +131,10 @@ impl LaneStore for Journal {
 
     fn release<'a>(&'a self, lease: &'a Lease) -> Reply<'a, ()> {
         Journal::release(self, lease).boxed()
+    }
+
+    fn end_retry_slice<'a>(&'a self, lease: &'a Lease) -> Reply<'a, ()> {
+        Journal::end_retry_slice(self, lease).boxed()
     }
 
     fn open_pass<'a>(&'a self, lease: &'a Lease, opening: NewPass<'a>) -> Reply<'a, Opened> {

@@ -5,11 +5,12 @@ use std::collections::HashSet;
 
 use super::batch_record::{AnsweredBatch, BatchRecord};
 use super::counters::{Done, count};
+use super::digests::kinds_in_order;
 use super::writer::{
     Answer, Conclusions, Consequence, Emptying, JournalWrite, PassClosing, Repetition, Written,
 };
 use super::{
-    AttemptResult, Counters, CursorAdvance, HeldRows, JournalError, LaneStore, PendingWrite, Problem,
+    AttemptResult, Counters, CursorAdvance, HeldRows, JournalError, Kind, LaneStore, PendingWrite, Problem,
     RecordedBatch, Resolution, WorkContext, WorkKind, invalid,
 };
 use crate::batch::{Batch, pack_ids};
@@ -115,7 +116,7 @@ impl dyn LaneStore + '_ {
             advance,
             problems: batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect(),
             resolves: if resolves { resolutions(context.pass.work, batch, why) } else { Vec::new() },
-            rewritten: (!result.sent).then(|| batch.into()),
+            is_rewritten: !result.sent,
             ..Answer::of(answered, Counters::of(batch, result, done))
         };
         self.write(context, JournalWrite::Answer(answer.into()))
@@ -211,12 +212,15 @@ impl dyn LaneStore + '_ {
             batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect();
         problems.extend(refused.iter().cloned());
         let error = refused.first().map(|problem| problem.message.as_str());
+        let kinds = problems.iter().map(|problem| (problem.kind, problem.api_code.as_deref()));
+        let rejected_kinds = kinds_in_order(kinds);
         // The rows of a retry were set aside before.
         let is_retry = context.pass.work == WorkKind::Retry;
         let rejected = if is_retry { 0 } else { problems.len() };
         let done = Done { uploaded: 0, rejected, of: (!is_retry).then_some(batch) };
         let consequence = Consequence::SetAside {
             rejected_ids: batch.ids_not_superseded(),
+            rejected_kinds,
             refused: refused.iter().filter_map(|problem| problem.ledger_id.clone()).collect(),
             rejections_max,
             held: None,
@@ -240,8 +244,13 @@ impl dyn LaneStore + '_ {
     ) -> Result<(), JournalError> {
         let Hold { held, advance, withdrawn } = hold;
         let is_own: HashSet<&LedgerId> = batch.rows.iter().map(|row| &row.id).collect();
-        let ids = held.iter().flat_map(|held| &held.ids).filter(|id| is_own.contains(id));
-        let ids: Vec<&LedgerId> = batch.invalid.iter().map(|row| &row.id).chain(ids).collect();
+        let own = held.iter().flat_map(|held| held.ids.iter().map(move |id| (id, held)));
+        let own: Vec<(&LedgerId, &HeldRows)> = own.filter(|(id, _)| is_own.contains(id)).collect();
+        let kinds = own.iter().map(|(_, held)| (held.kind, held.api_code.as_deref()));
+        let invalid_kinds = batch.invalid.iter().map(|_| (Kind::InvalidRow, None));
+        let rejected_kinds = kinds_in_order(invalid_kinds.chain(kinds));
+        let ids: Vec<&LedgerId> =
+            batch.invalid.iter().map(|row| &row.id).chain(own.iter().map(|(id, _)| *id)).collect();
         let is_retry = context.pass.work == WorkKind::Retry;
         let done = Done {
             uploaded: 0,
@@ -257,6 +266,7 @@ impl dyn LaneStore + '_ {
             problems: batch.invalid.iter().map(|row| invalid(Some(batch_id), row)).collect(),
             consequence: Consequence::SetAside {
                 rejected_ids: pack_ids(ids.iter().copied()),
+                rejected_kinds,
                 refused: Vec::new(),
                 rejections_max: usize::MAX,
                 held: Some(count(ids.len())),
@@ -265,6 +275,15 @@ impl dyn LaneStore + '_ {
             ..Answer::of(AnsweredBatch { withdrawn, ..answered }, counted)
         };
         self.write(context, JournalWrite::Answer(answer.into())).written().await.map(drop)
+    }
+
+    /// Moves the cursor over batches that are done.
+    pub async fn pass_over(
+        &self,
+        context: WorkContext<'_>,
+        advance: CursorAdvance,
+    ) -> Result<(), JournalError> {
+        self.write(context, JournalWrite::Passage(advance)).written().await.map(drop)
     }
 
     /// Records what was found out about rows that are set aside.

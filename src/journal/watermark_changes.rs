@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 
 use super::actions::{Action, client_name};
 use super::lease_check::commit_if_held;
+use super::leaves::{GivenUp, seal_rest};
+use super::links::add_link;
 use super::{Entity, Journal, JournalError, Lease};
 use crate::database::Database;
 use crate::watermark::Snapshot;
@@ -117,6 +119,7 @@ impl Entity {
             )
             .fetch_one(&mut transaction)
             .await?;
+            add_link(&mut transaction, &entity.entity_id, "from_now", pass_id).await?;
             let details = json!({ "pass_id": pass_id, "to": now.target });
             let entity_id = Some(entity.entity_id.as_str());
             let action = Action { what: "from_now", entity_id, reason, details: &details };
@@ -222,7 +225,7 @@ impl Journal {
             let done = sqlx::query!(
                 "update elven_sync.sync_state
                     set settled = $3::text::pg_snapshot, pass_id = null, target = null, cursor_xid = null,
-                    cursor_id = null,
+                    cursor_id = null, running = null,
                         system_identifier = case when $3::text is null then null else system_identifier end,
                         ledger_table = case when $3::text is null then null else ledger_table end,
                         mapping = case when $3::text is null then $5::text::jsonb else mapping end
@@ -244,16 +247,21 @@ impl Journal {
             )
             .execute(&mut transaction)
             .await?;
+            if let Some(pass_id) = before.pass_id {
+                seal_rest(&mut transaction, GivenUp::Pass(pass_id)).await?;
+            }
             let pass_id = sqlx::query_scalar!(
-                "insert into elven_sync.sync_passes (entity_id, kind, settled, target, finished_at)
-                 values ($1, 'rewind', $2::text::pg_snapshot, $3::text::pg_snapshot, clock_timestamp())
+                "insert into elven_sync.sync_passes (entity_id, kind, settled, target, finished_at, given_up)
+                 values ($1, 'rewind', $2::text::pg_snapshot, $3::text::pg_snapshot, clock_timestamp(), $4)
               returning pass_id",
                 lease.entity_id,
                 before.settled,
-                to
+                to,
+                before.pass_id
             )
             .fetch_one(&mut transaction)
             .await?;
+            add_link(&mut transaction, &lease.entity_id, "rewind", pass_id).await?;
             let details = json!({ "pass_id": pass_id, "from": before.settled, "to": to });
             let entity_id = Some(lease.entity_id.as_str());
             let action = Action { what: "rewind", entity_id, reason, details: &details };
@@ -318,6 +326,7 @@ impl Journal {
             )
             .fetch_one(&mut transaction)
             .await?;
+            add_link(&mut transaction, &lease.entity_id, "rebind", pass_id).await?;
             let mut details = json!({ "pass_id": pass_id });
             if let Some(identifier) = rebound.system_identifier {
                 details["system_identifier"] =

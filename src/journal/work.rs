@@ -4,8 +4,26 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::watch;
 
+use super::digests::Digest;
 use super::{JournalError, Lane, Lease};
 use crate::watermark::Cursor;
+
+/// The running digest of the work as this worker has written it last. `None`: it has written none.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Running(Arc<Mutex<Option<Digest>>>);
+
+impl Running {
+    /// Returns whether this is the digest that was written last, or none was.
+    pub(super) fn is_last(&self, recorded: Option<&Digest>) -> bool {
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref().is_none_or(|last| Some(last) == recorded)
+    }
+
+    /// Notes what was written.
+    pub(super) fn note(&self, written: Digest) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(written);
+    }
+}
 
 /// The kind of work of a lane, to which its batches belong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +60,7 @@ pub struct OpenWork {
     pub(super) unwritten: Unwritten,
     pub(super) answered: Answered,
     pub(super) unwanted: watch::Sender<bool>,
+    pub(super) running: Running,
 }
 
 impl OpenWork {
@@ -54,6 +73,7 @@ impl OpenWork {
             unwritten: Unwritten::default(),
             answered: Answered::default(),
             unwanted: watch::Sender::new(false),
+            running: Running::default(),
         }
     }
 
@@ -108,6 +128,8 @@ pub struct CursorAdvance {
     pub before: Option<Cursor>,
     /// The cursor after the move.
     pub last: Cursor,
+    /// The batches that it moves over, in order. A batch that was split stands for its parts.
+    pub batch_ids: Vec<i64>,
 }
 
 /// The error after which no more writes of a kind are accepted for a pass. For announcements: why no more batches are

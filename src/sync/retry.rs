@@ -18,7 +18,7 @@ use super::log::{self, lane_span, run_span};
 use super::worker::Unusable;
 use super::{RunError, Worker};
 use crate::fault_point::{Step, around};
-use crate::journal::{Entity, JournalError, Lane, RowError, RunStatus, SetAside, refuse_standby};
+use crate::journal::{Entity, JournalError, Lane, Lease, RowError, RunStatus, SetAside, refuse_standby};
 use crate::ledger::Row;
 
 /// How many pages of errors of an entity are kept in memory.
@@ -47,6 +47,18 @@ impl Worker {
             around(Step::BeginRun, self.journal.begin_run("retry", &self.settings.zones.version())).await?;
         let retry = self.retry_and_finish(run_id, &targets, &unusable, concerned, report);
         retry.instrument(run_span(run_id)).await
+    }
+
+    /// Adds the link of a slice to the chain of the entity, if all its requests are answered. What a slice leaves without
+    /// a link, the next one covers.
+    async fn link_slice(&self, lease: &Lease, halted: &Result<(), LaneExit>) {
+        let is_over = !matches!(
+            halted,
+            Err(LaneExit::ShutdownDeadline | LaneExit::LeaseLost | LaneExit::Infrastructure(_))
+        );
+        if is_over && let Err(problem) = self.journal.end_retry_slice(lease).await {
+            tracing::warn!("the batches of the retry have no link yet; the next retry adds it: {problem}");
+        }
     }
 
     /// Does the work of a retry that was begun, and records how it ended.

@@ -34,6 +34,7 @@ impl Worker {
     pub async fn run_and_poll(&self, only: &[String], asked_to_poll: &Notify) -> Result<RunReport, RunError> {
         let first = self.roster(only, &AtWork::new()).await?;
         refuse_standby(&self.database).await?;
+        self.journal.adopt().await?;
         let run_id =
             around(Step::BeginRun, self.journal.begin_run("incremental", &self.settings.zones.version()))
                 .await?;

@@ -42,7 +42,7 @@ pub(super) async fn empty(
     let done = sqlx::query!(
         r#"update elven_sync.sync_batches
               set status = 'accepted', ambiguous = ambiguous or status = 'unknown', row_ids = '\x01', rows_read = 0,
-                  row_count = 0, rows_rejected = 0, rows_superseded = 0, rejected_ids = null,
+                  row_count = 0, rows_rejected = 0, rows_superseded = 0, rejected_ids = null, rejected_kinds = null,
                   finished_at = clock_timestamp(),
                   error = 'its rows were changed or deleted before its outcome was known'
             where batch_id = $1 and entity_id = $2"#,
@@ -60,16 +60,18 @@ pub(super) async fn set_aside(
     transaction: &mut Transaction,
     batch_id: i64,
     rejected_ids: &[u8],
+    rejected_kinds: Option<&str>,
     held: Option<i32>,
 ) -> Result<(), JournalError> {
     sqlx::query!(
         "update elven_sync.sync_batches
             set row_count = 0, rows_rejected = coalesce($3, rows_rejected + row_count), rejected_ids = $2,
-                rows_superseded = coalesce(rows_read - $3, rows_superseded)
+                rejected_kinds = $4, rows_superseded = coalesce(rows_read - $3, rows_superseded)
           where batch_id = $1",
         batch_id,
         rejected_ids,
-        held
+        held,
+        rejected_kinds
     )
     .execute(transaction)
     .await?;

@@ -9,6 +9,8 @@ use crate::database::Transaction;
 /// Closes passes of lanes that are locked and were checked, if all their batches are done. A lane that ends with its
 /// pass is up to date: its errors are resolved, and its lease is released. Most passes end so.
 ///
+/// The pass adds a link to the chain of its entity. Its batches are not read for it: the running digest has their leaves.
+///
 /// The entity is caught up as of the beginning of the pass, when its target was taken. What a count has found since then
 /// stays: some of these rows may be behind the target, and such rows cannot have been found before the pass began.
 ///
@@ -33,13 +35,18 @@ pub(super) async fn close(
     // The subquery for open batches has the order of the index, as in `lock`, and refers to the locked row `s`. With
     // `c`, PostgreSQL would run it before it finds that row, and scan all open batches for each pass.
     let closed = sqlx::query!(
-        "with closing as (select c.*, (select p.started_at from elven_sync.sync_passes p
-                                        where p.pass_id = c.pass_id) as started_at
+        "with closing as (select c.*, clock_timestamp() as at,
+                                 (select p.started_at from elven_sync.sync_passes p
+                                   where p.pass_id = c.pass_id) as started_at
                             from unnest($1::text[], $2::bigint[], $3::boolean[], $4::float8[])
                                  c (entity_id, pass_id, ends, fence)),
               lane as (
                   update elven_sync.sync_state s
                      set settled = target, pass_id = null, target = null, cursor_xid = null, cursor_id = null,
+                         links = s.links + 1, running = null,
+                         head = elven_sync.link_digest(
+                             'pass', s.links + 1, s.head, c.at, s.pass_id,
+                             array[s.settled::text, s.target::text, s.cursor_xid::text, s.cursor_id, null], s.running),
                          pending_rows = case when s.checked_at > c.started_at then s.pending_rows else 0 end,
                          oldest_pending_at = case when s.checked_at > c.started_at then s.oldest_pending_at end,
                          pending_since = case when s.checked_at > c.started_at and s.pending_rows > 0
@@ -58,7 +65,10 @@ pub(super) async fn close(
                            where b.entity_id between s.entity_id and s.entity_id
                              and elven_sync.is_open(b.status, b.row_count) and b.pass_id = s.pass_id
                            order by b.entity_id, b.batch_id limit 1) is null
-               returning c.pass_id)
+               returning c.pass_id, s.entity_id, s.links, s.head, c.at),
+              linked as (
+                  insert into elven_sync.sync_links (entity_id, link, kind, ref, at, digest)
+                  select entity_id, links, 'pass', pass_id, at, head from lane)
          update elven_sync.sync_passes p
             set finished_at = clock_timestamp(), written_by = pg_current_xact_id(),
                 last_xid = s.cursor_xid, last_id = s.cursor_id

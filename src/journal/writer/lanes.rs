@@ -7,7 +7,9 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::super::cursor_columns::{at, xid};
+use super::super::digests::Digest;
 use super::super::{Counters, CursorAdvance, JournalError, OpenWork, RequestCounts, WorkKind};
+use super::leaves::running_after;
 use super::write::WriteRequest;
 use crate::database::Transaction;
 use crate::ledger::instant_us;
@@ -38,6 +40,10 @@ pub struct LockedLane {
     pub requests: RequestCounts,
     /// The transaction renews the lease.
     pub renewed: bool,
+    /// The batches that the cursor moves over.
+    pub passed: Vec<i64>,
+    /// The running digest after the transaction, if it changes.
+    pub chained: Option<[u8; 32]>,
 }
 
 /// The position of a pass or a backfill.
@@ -49,6 +55,8 @@ pub struct WorkPosition {
     pub cursor: Option<Cursor>,
     /// The end of the last announced batch.
     pub announced: Option<Cursor>,
+    /// The running digest of the batches that the cursor has passed. `None`: of none.
+    pub running: Option<[u8; 32]>,
 }
 
 impl LockedLane {
@@ -90,6 +98,9 @@ impl LockedLane {
             Some(position) => position.moved_by(request, moved_to)?,
             None => moved_to,
         };
+        if let Some(advance) = request.advance() {
+            self.passed.extend(&advance.batch_ids);
+        }
         self.renewed |= self.is_aging;
         if let Some(answer) = request.answer() {
             self.uploaded += answer.counted.rows_uploaded;
@@ -102,6 +113,14 @@ impl LockedLane {
             request.pass.unwanted.send_replace(true);
         }
         Ok(())
+    }
+
+    /// Moves the running digest over the batches that the cursor moves over.
+    pub(super) fn chain(&mut self, leaves: &BTreeMap<i64, Digest>) {
+        let position = self.backfill.as_ref().or(self.pass.as_ref());
+        if let (Some(position), false) = (position, self.passed.is_empty()) {
+            self.chained = running_after(position.running, &self.passed, leaves);
+        }
     }
 
     fn is_changed(&self) -> bool {
@@ -126,9 +145,16 @@ impl WorkPosition {
         }
         let mut cursor = moved_to.clone().or_else(|| self.cursor.clone());
         let mut target = moved_to;
-        if let Some(CursorAdvance { before, last }) = request.advance() {
+        if let Some(CursorAdvance { before, last, .. }) = request.advance() {
             if cursor != *before {
                 return Err(JournalError::LeaseLost);
+            }
+            if !request.pass.running.is_last(self.running.as_ref()) {
+                return Err(JournalError::Refused(format!(
+                    "the running digest of entity `{}` is not the one that was written last, so nothing is recorded \
+                     for the entity; was elven_sync changed by hand? hint: `elven-sync verify`",
+                    request.entity_id()
+                )));
             }
             target = Some(last.clone());
             cursor.clone_from(&target);
@@ -138,6 +164,10 @@ impl WorkPosition {
         }
         Ok(target)
     }
+}
+
+fn digest(bytes: Vec<u8>) -> Result<Digest, sqlx::Error> {
+    bytes.try_into().map_err(|_| sqlx::Error::Decode("a digest has 32 bytes".into()))
 }
 
 /// Locks the lanes of requests, except for lanes that another transaction has locked, because a worker that is stopped
@@ -156,7 +186,7 @@ pub(super) async fn lock(
     let ids: BTreeSet<&str> = requests.iter().map(WriteRequest::entity_id).collect();
     let ids: Vec<String> = ids.into_iter().map(str::to_owned).collect();
     let rows = sqlx::query!(
-        r#"select s.entity_id, s.lease_owner, s.lease_epoch, s.pass_id, s.cursor_xid::text, s.cursor_id,
+        r#"select s.entity_id, s.lease_owner, s.lease_epoch, s.pass_id, s.cursor_xid::text, s.cursor_id, s.running,
                   coalesce(s.lease_expires_at < clock_timestamp() + make_interval(secs => $2), false) as "is_aging!",
                   s.lease_wanted_at is not null as "is_wanted!",
                   announced.last_xid::text as "last_xid?", announced.last_id as "last_id?"
@@ -176,12 +206,13 @@ pub(super) async fn lock(
             |xid, id| Cursor::from_columns(xid, id).map_err(|problem| sqlx::Error::Decode(problem.into()));
         let (current, announced) =
             (cursor(row.cursor_xid, row.cursor_id)?, cursor(row.last_xid, row.last_id)?);
+        let running = row.running.map(digest).transpose()?;
         lanes.insert(
             row.entity_id,
             LockedLane {
                 owner: row.lease_owner,
                 epoch: row.lease_epoch,
-                pass: row.pass_id.map(|id| WorkPosition { id, cursor: current, announced }),
+                pass: row.pass_id.map(|id| WorkPosition { id, cursor: current, announced, running }),
                 is_aging: row.is_aging,
                 is_wanted: row.is_wanted,
                 ..LockedLane::default()
@@ -221,13 +252,14 @@ async fn add_backfills(
     let (entity_ids, backfill_ids): (Vec<String>, Vec<i64>) =
         backfills.into_iter().map(|(entity_id, backfill_id)| (entity_id.to_owned(), backfill_id)).unzip();
     let rows = sqlx::query!(
-        r#"select l.entity_id, l.backfill_id, l.cursor_at, l.cursor_id, b.status = 'cancelled' as "is_cancelled!",
+        r#"select l.entity_id, l.backfill_id, l.cursor_at, l.cursor_id, l.running, b.status = 'cancelled' as "is_cancelled!",
                   announced.last_at as "last_at?", announced.last_id as "last_id?"
              from unnest($1::text[], $2::bigint[]) e (entity_id, backfill_id)
              join elven_sync.sync_state s on s.entity_id = e.entity_id and s.lease_kind = 'backfill'
              join elven_sync.sync_backfills b on b.backfill_id = e.backfill_id
              join elven_sync.sync_backfill_lanes l
                on l.backfill_id = e.backfill_id and l.entity_id = e.entity_id and l.finished_at is null
+              and not l.closed
              left join lateral (select a.last_at, a.last_id from elven_sync.sync_batches a
                                  where a.backfill_id = e.backfill_id
                                    and a.entity_id between e.entity_id and e.entity_id and a.parent_id is null
@@ -241,12 +273,14 @@ async fn add_backfills(
         let cursor = |at: Option<DateTime<Utc>>, id: Option<String>| {
             at.zip(id).map(|(at, id)| Cursor { at: At::Instant(instant_us(at)), id })
         };
+        let running = row.running.map(digest).transpose()?;
         if let Some(lane) = lanes.get_mut(&row.entity_id) {
             lane.is_wanted |= row.is_cancelled;
             lane.backfill = Some(WorkPosition {
                 id: row.backfill_id,
                 cursor: cursor(row.cursor_at, row.cursor_id),
                 announced: cursor(row.last_at, row.last_id),
+                running,
             });
         }
     }
@@ -269,6 +303,9 @@ pub(super) async fn move_lanes(
     let cursor = |lane: &LockedLane| lane.moved_to.clone().filter(|cursor| cursor.xid().is_some());
     let xids: Vec<_> = moved.iter().map(|(_, lane)| cursor(lane).as_ref().and_then(xid)).collect();
     let row_ids: Vec<_> = moved.iter().map(|(_, lane)| cursor(lane).map(|c| c.id)).collect();
+    let running: Vec<_> =
+        moved.iter().map(|(_, lane)| lane.chained.filter(|_| cursor(lane).is_some())).collect();
+    let running: Vec<_> = running.into_iter().map(|running| running.map(Vec::from)).collect();
     let uploaded: Vec<_> = moved.iter().map(|(_, lane)| lane.uploaded).collect();
     let renewed: Vec<_> = moved.iter().map(|(_, lane)| lane.renewed).collect();
     let requests = |of: fn(&RequestCounts) -> i64| -> Vec<i64> {
@@ -283,10 +320,10 @@ pub(super) async fn move_lanes(
                 requests_accepted = s.requests_accepted + m.accepted,
                 requests_refused = s.requests_refused + m.refused,
                 requests_throttled = s.requests_throttled + m.throttled,
-                requests_unknown = s.requests_unknown + m.unknown
+                requests_unknown = s.requests_unknown + m.unknown, running = coalesce(m.running, s.running)
            from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::boolean[], $7::bigint[], $8::bigint[],
-                       $9::bigint[], $10::bigint[])
-                m (entity_id, cursor_xid, cursor_id, uploaded, renewed, accepted, refused, throttled, unknown)
+                       $9::bigint[], $10::bigint[], $11::bytea[])
+                m (entity_id, cursor_xid, cursor_id, uploaded, renewed, accepted, refused, throttled, unknown, running)
           where s.entity_id = m.entity_id",
         &ids,
         &xids as &[Option<String>],
@@ -297,7 +334,8 @@ pub(super) async fn move_lanes(
         &requests(|requests| requests.accepted),
         &requests(|requests| requests.refused),
         &requests(|requests| requests.throttled),
-        &requests(|requests| requests.unknown)
+        &requests(|requests| requests.unknown),
+        &running as &[Option<Vec<u8>>]
     )
     .execute(&mut *transaction)
     .await?;
@@ -322,6 +360,7 @@ async fn move_backfills(
     let ats: Vec<_> = moved.iter().map(|(_, lane, _)| lane.moved_to.as_ref().and_then(at)).collect();
     let row_ids: Vec<_> =
         moved.iter().map(|(_, lane, _)| lane.moved_to.as_ref().map(|cursor| cursor.id.clone())).collect();
+    let running: Vec<_> = moved.iter().map(|(_, lane, _)| lane.chained.map(Vec::from)).collect();
     let counted = |of: fn(&Counters) -> i64| -> Vec<i64> {
         moved.iter().map(|(_, lane, _)| of(&lane.counted)).collect()
     };
@@ -330,11 +369,11 @@ async fn move_backfills(
             set cursor_at = coalesce(m.cursor_at, l.cursor_at), cursor_id = coalesce(m.cursor_id, l.cursor_id),
                 rows_read = l.rows_read + m.rows_read, rows_uploaded = l.rows_uploaded + m.rows_uploaded,
                 rows_rejected = l.rows_rejected + m.rows_rejected,
-                rows_superseded = l.rows_superseded + m.rows_superseded
+                rows_superseded = l.rows_superseded + m.rows_superseded, running = coalesce(m.running, l.running)
            from unnest($1::text[], $2::bigint[], $3::timestamptz[], $4::text[], $5::bigint[], $6::bigint[],
-                       $7::bigint[], $8::bigint[])
+                       $7::bigint[], $8::bigint[], $9::bytea[])
                 m (entity_id, backfill_id, cursor_at, cursor_id, rows_read, rows_uploaded, rows_rejected,
-                   rows_superseded)
+                   rows_superseded, running)
           where l.backfill_id = m.backfill_id and l.entity_id = m.entity_id",
         &ids,
         &backfills,
@@ -343,7 +382,8 @@ async fn move_backfills(
         &counted(|counters| counters.rows_read),
         &counted(|counters| counters.rows_uploaded),
         &counted(|counters| counters.rows_rejected),
-        &counted(|counters| counters.rows_superseded)
+        &counted(|counters| counters.rows_superseded),
+        &running as &[Option<Vec<u8>>]
     )
     .execute(transaction)
     .await?;

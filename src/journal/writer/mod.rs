@@ -12,6 +12,7 @@ mod answers;
 mod batch_changes;
 mod closing;
 mod lanes;
+mod leaves;
 mod rejections;
 mod write;
 
@@ -28,10 +29,11 @@ use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
-use self::answers::check_answers;
+use self::answers::{Before, check_answers};
 use self::batch_changes::{announce_again, count_unknown_run, empty, recover, set_aside};
 use self::closing::close;
 use self::lanes::{lock, move_lanes};
+use self::leaves::Leaves;
 use self::rejections::Rejections;
 use super::batch_record::{
     AnsweredBatch, NewBatch, finish, insert_all, mark_ambiguous, mark_repeated, rewrite,
@@ -187,10 +189,15 @@ impl Writer {
         let mut transaction = self.database.begin().await?;
         let written = self.write_requests(&mut transaction, requests).await;
         match written {
-            Ok(written) => {
+            Ok((written, lanes)) => {
                 let is_any_written = written.iter().any(Option::is_some);
                 if is_any_written {
                     transaction.commit().await?;
+                    for request in requests.iter().filter(|request| request.pass.work != WorkKind::Retry) {
+                        if let Some(running) = lanes.get(request.entity_id()).and_then(|lane| lane.chained) {
+                            request.pass.running.note(running);
+                        }
+                    }
                 } else {
                     transaction.rollback().await?;
                 }
@@ -211,9 +218,9 @@ impl Writer {
         &self,
         transaction: &mut Transaction,
         requests: &[WriteRequest],
-    ) -> Result<Vec<Option<Written>>, JournalError> {
+    ) -> Result<(Vec<Option<Written>>, BTreeMap<String, LockedLane>), JournalError> {
         let mut lanes = lock(transaction, requests, self.lease).await?;
-        check_answers(transaction, requests).await?;
+        let before = check_answers(transaction, requests).await?;
         let mut written: Vec<Option<Written>> = vec![None; requests.len()];
         let mut rejections = Rejections::default();
         let mut allowed: Vec<(usize, &WriteRequest)> = Vec::with_capacity(requests.len());
@@ -242,12 +249,18 @@ impl Writer {
                     resolve(transaction, request.entity_id(), None, resolved).await?;
                     record_problems(transaction, request.run_id, request.entity_id(), problems).await?;
                 }
-                JournalWrite::Announcement(_) | JournalWrite::Answer(_) | JournalWrite::PassClosing(_) => {}
+                JournalWrite::Announcement(_)
+                | JournalWrite::Answer(_)
+                | JournalWrite::Passage(_)
+                | JournalWrite::PassClosing(_) => {}
             }
         }
+        let emptied: Vec<i64> = allowed.iter().filter_map(|(_, request)| request.emptied()).collect();
         let answers: Vec<(&WriteRequest, &Answer)> =
             allowed.iter().filter_map(|(_, request)| Some((*request, request.answer()?))).collect();
-        let mut parts = record(transaction, &answers).await?.into_iter();
+        let (parts, leaves) = record(transaction, &answers, &before, &emptied).await?;
+        let mut parts = parts.into_iter();
+        leaves.chain(transaction, &mut lanes).await?;
         move_lanes(transaction, &lanes, self.lease).await?;
         let closings: Vec<(&WriteRequest, &PassClosing)> =
             allowed.iter().filter_map(|(_, request)| Some((*request, request.closing()?))).collect();
@@ -265,12 +278,13 @@ impl Writer {
                 },
                 JournalWrite::Emptying(emptying) => Some(Written::Batch(emptying.batch_id)),
                 JournalWrite::UnknownRun(batch_id) => Some(Written::Batch(*batch_id)),
-                JournalWrite::PassClosing(_) | JournalWrite::Recovery | JournalWrite::Conclusions(_) => {
-                    Some(Written::Work)
-                }
+                JournalWrite::PassClosing(_)
+                | JournalWrite::Passage(_)
+                | JournalWrite::Recovery
+                | JournalWrite::Conclusions(_) => Some(Written::Work),
             };
         }
-        Ok(written)
+        Ok((written, lanes))
     }
 }
 
@@ -315,17 +329,22 @@ async fn count(
     Ok(())
 }
 
-/// Records answers, and what they mean for rows that are set aside. Returns the ids of the parts of split batches.
+/// Records answers, and what they mean for rows that are set aside. Returns the ids of the parts of split batches, and the
+/// leaves of the batches that are done, also of those of which nothing was left to send.
 async fn record(
     transaction: &mut Transaction,
     answers: &[(&WriteRequest, &Answer)],
-) -> Result<Vec<[i64; 2]>, JournalError> {
+    before: &BTreeMap<i64, Before>,
+    emptied: &[i64],
+) -> Result<(Vec<[i64; 2]>, Leaves), JournalError> {
+    let mut leaves = Leaves::of(answers, before);
     if answers.is_empty() {
-        return Ok(Vec::new());
+        leaves.seal(transaction, emptied, before).await?;
+        return Ok((Vec::new(), leaves));
     }
     for (_, answer) in answers {
         let batch_id = answer.answered.batch_id;
-        if let Some(contents) = &answer.rewritten {
+        if answer.is_rewritten {
             // No record of the batch was left to send. What an earlier attempt sent may have arrived.
             sqlx::query!(
                 "update elven_sync.sync_batches set ambiguous = ambiguous or status = 'unknown' where batch_id = $1",
@@ -333,15 +352,15 @@ async fn record(
             )
             .execute(&mut *transaction)
             .await?;
-            rewrite(transaction, batch_id, contents).await?;
+            rewrite(transaction, batch_id, &answer.answered.contents).await?;
         }
         // This precedes the recording of the answer, because a batch with records that was ever unknown stays unknown.
-        if let Consequence::SetAside { rejected_ids, held, .. } = &answer.consequence {
-            set_aside(transaction, batch_id, rejected_ids, *held).await?;
+        if let Consequence::SetAside { rejected_ids, rejected_kinds, held, .. } = &answer.consequence {
+            set_aside(transaction, batch_id, rejected_ids, rejected_kinds.as_deref(), *held).await?;
         }
     }
     let answered: Vec<&AnsweredBatch> = answers.iter().map(|(_, answer)| &answer.answered).collect();
-    if finish(transaction, &answered).await? != answered.len() as u64 {
+    if finish(transaction, &answered, leaves.by_batch()).await? != answered.len() as u64 {
         return Err(JournalError::LeaseLost);
     }
     let parts = insert_parts(transaction, answers).await?;
@@ -355,7 +374,8 @@ async fn record(
             resolve(transaction, request.entity_id(), Some(batch_id), &answer.resolves).await?;
         }
     }
-    Ok(parts)
+    leaves.seal(transaction, emptied, before).await?;
+    Ok((parts, leaves))
 }
 
 /// Records the parts of batches that are split. Returns their ids, two for each batch.

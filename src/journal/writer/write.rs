@@ -1,5 +1,7 @@
 //! One write of a lane, on its way to the transaction that it shares with others.
 
+use std::borrow::Cow;
+
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -20,6 +22,8 @@ pub enum JournalWrite {
     Answer(Box<Answer>),
     /// No row of a recorded batch is left to send.
     Emptying(Emptying),
+    /// The cursor moves over batches that were done before.
+    Passage(CursorAdvance),
     /// Batches that were being sent when their worker stopped have an unknown outcome.
     Recovery,
     /// A run ends with the outcome of a batch unknown.
@@ -75,6 +79,8 @@ pub enum Consequence {
     SetAside {
         /// The packed ids of the rows that are set aside.
         rejected_ids: Vec<u8>,
+        /// Why they are, in the same order (`sync_batches.rejected_kinds`).
+        rejected_kinds: Option<String>,
         /// The ids of the rows that the API refused.
         refused: Vec<String>,
         /// The most rows of the entity that the API refused and that may be set aside.
@@ -112,13 +118,28 @@ pub struct Answer {
     pub held: Vec<HeldRows>,
     /// Rows that may be set aside, whose errors it resolves.
     pub resolves: Vec<Resolution>,
-    /// What the batch consists of, when that is not what was announced.
-    pub rewritten: Option<BatchRecord>,
+    /// The batch consists of something else than what was announced.
+    pub is_rewritten: bool,
     /// What it means for the batch besides its new state.
     pub consequence: Consequence,
 }
 
 impl Answer {
+    /// Returns whether all rows of the batch have a final outcome with it. Parts may still take the place of the batch.
+    pub(super) fn is_final(&self) -> bool {
+        let is_set_aside = matches!(self.consequence, Consequence::SetAside { .. });
+        self.answered.status == "accepted" || is_set_aside
+    }
+
+    /// Returns what is recorded of the batch after this answer.
+    pub(super) fn contents(&self) -> Cow<'_, BatchRecord> {
+        let contents = &self.answered.contents;
+        let Consequence::SetAside { rejected_ids, rejected_kinds, held, .. } = &self.consequence else {
+            return Cow::Borrowed(contents);
+        };
+        Cow::Owned(contents.clone().set_aside(rejected_ids.clone(), rejected_kinds.clone(), *held))
+    }
+
     /// Returns an answer from which nothing else follows.
     pub(in crate::journal) fn of(answered: AnsweredBatch, counted: Counters) -> Self {
         Self {
@@ -128,7 +149,7 @@ impl Answer {
             problems: Vec::new(),
             held: Vec::new(),
             resolves: Vec::new(),
-            rewritten: None,
+            is_rewritten: false,
             consequence: Consequence::None,
         }
     }
@@ -214,7 +235,7 @@ impl WriteRequest {
     pub fn is_too_late(&self) -> Option<JournalError> {
         match &self.writing {
             JournalWrite::Announcement(_) => self.pass.stopped.reason(),
-            JournalWrite::PassClosing(_) => self.pass.unwritten.reason(),
+            JournalWrite::PassClosing(_) | JournalWrite::Passage(_) => self.pass.unwritten.reason(),
             JournalWrite::Emptying(Emptying { advance, .. }) => {
                 advance.as_ref().and_then(|_| self.pass.unwritten.reason())
             }
@@ -229,11 +250,17 @@ impl WriteRequest {
         }
     }
 
+    /// The batch of which nothing is left to send, if it is one.
+    pub(super) fn emptied(&self) -> Option<i64> {
+        if let JournalWrite::Emptying(emptying) = &self.writing { Some(emptying.batch_id) } else { None }
+    }
+
     /// How far the cursor moves with it: nowhere, once an answer of the pass could not be written.
     pub fn advance(&self) -> Option<&CursorAdvance> {
         let advance = match &self.writing {
             JournalWrite::Answer(answer) => answer.advance.as_ref(),
             JournalWrite::Emptying(emptying) => emptying.advance.as_ref(),
+            JournalWrite::Passage(advance) => Some(advance),
             JournalWrite::Announcement(_)
             | JournalWrite::Repetition(_)
             | JournalWrite::Recovery
@@ -242,6 +269,11 @@ impl WriteRequest {
             | JournalWrite::PassClosing(_) => None,
         };
         advance.filter(|_| self.pass.unwritten.reason().is_none())
+    }
+
+    /// The batch whose last answer it is, if it is one: its leaf is made from its recorded state.
+    pub(super) fn finishes(&self) -> Option<i64> {
+        self.answer().filter(|answer| answer.is_final()).map(|answer| answer.answered.batch_id)
     }
 
     /// The batch whose final answer this is, if it is one: all its rows are done, or parts have taken its place.
@@ -254,6 +286,7 @@ impl WriteRequest {
             }
             JournalWrite::Emptying(emptying) => Some(emptying.batch_id),
             JournalWrite::Announcement(_)
+            | JournalWrite::Passage(_)
             | JournalWrite::Repetition(_)
             | JournalWrite::Recovery
             | JournalWrite::UnknownRun(_)
@@ -284,7 +317,9 @@ impl WriteRequest {
         }
         let outcome = outcome.map_err(|problem| match self.writing {
             JournalWrite::Announcement(_) => self.pass.stopped.by(problem),
-            JournalWrite::Answer(_) | JournalWrite::Emptying(_) => self.pass.unwritten.by(problem),
+            JournalWrite::Answer(_) | JournalWrite::Emptying(_) | JournalWrite::Passage(_) => {
+                self.pass.unwritten.by(problem)
+            }
             JournalWrite::Repetition(_)
             | JournalWrite::Recovery
             | JournalWrite::UnknownRun(_)

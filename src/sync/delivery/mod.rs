@@ -319,7 +319,7 @@ impl Delivery {
         let signed = if batch.records.is_empty() { None } else { Some(self.signed(&batch, None)?) };
         before(Step::Announce);
         let submitted = self.worker.journal.announce(self.context(), &batch);
-        let root = self.window.lock().await.push(batch.last.clone(), 1);
+        let root = self.window.lock().await.push(batch.last.clone(), 1, Vec::new());
         Ok(QueuedBatch { batch, permits, signed, root, submitted })
     }
 
@@ -335,6 +335,7 @@ impl Delivery {
         let QueuedBatch { batch, permits, signed, root, submitted } = announced;
         let batch_id = submitted.written().await.inspect_err(|_| _ = self.halted.send_replace(true))?;
         after(Step::Announce);
+        self.window.lock().await.recorded(root, batch_id);
         let is_lost = |row: &Row| self.may_be_imported.contains(&row.id.to_string());
         let lost = !self.may_be_imported.is_empty() && batch.rows.iter().any(is_lost);
         Ok(BatchTask { permits: Some(permits), signed, lost, ..BatchTask::new(batch_id, batch, root) })

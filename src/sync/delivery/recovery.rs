@@ -47,7 +47,7 @@ impl Delivery {
             leaves.retain(|leaf| !leaf.state.is_done());
             // Batches that stayed unknown come last, because they may stop the lane.
             leaves.sort_by_key(|leaf| (lineage.is_once(leaf), leaf.batch_id));
-            let number = self.window.lock().await.push(root.last.clone(), leaves.len());
+            let number = self.window.lock().await.push(root.last.clone(), leaves.len(), vec![root.batch_id]);
             open.push((number, *root, leaves));
         }
         let mut after = self.window.lock().await.cursor.clone();
@@ -75,7 +75,18 @@ impl Delivery {
             after = Some(root.last.clone());
         }
         self.redo_all(&mut held, &lineage).await?;
+        self.pass_done().await?;
         Ok(after)
+    }
+
+    /// Moves the cursor over recovered batches that were done already, with no answer left that would move it.
+    async fn pass_done(&self) -> Result<(), LaneExit> {
+        let mut window = self.window.lock().await;
+        if let Some(advance) = window.advance_over_done() {
+            around(Step::Recover, self.worker.journal.pass_over(self.context(), advance)).await?;
+            window.pass_done();
+        }
+        Ok(())
     }
 
     /// Sends the held-back batches again, root by root.

@@ -152,6 +152,7 @@ impl<'a> EntityRetry<'a> {
                 Ok(()) => self.slice(&lane_run, &lane).await,
                 refused => refused,
             };
+            worker.link_slice(&lane_run.lease, &halted).await;
             report = lane_run.end(halted).await?;
             if report.ended != Ended::Done {
                 break;

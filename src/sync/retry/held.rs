@@ -114,6 +114,7 @@ impl<'a> HeldRetry<'a> {
             let (mut lane_run, lane, _) =
                 LaneRun::begin(worker, self.run_id, target, taken, &mut lease_before, start.clone(), report);
             let halted = self.slice(&mut lane_run, &lane).await;
+            worker.link_slice(&lane_run.lease, &halted).await;
             report = lane_run.end(halted).await?;
             if report.ended != Ended::Done {
                 break;

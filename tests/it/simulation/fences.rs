@@ -54,7 +54,7 @@ fn cursor(position: i64) -> Option<Cursor> {
 }
 
 fn advance((before, last): Span) -> CursorAdvance {
-    CursorAdvance { before: cursor(before), last: cursor(last).unwrap() }
+    CursorAdvance { before: cursor(before), last: cursor(last).unwrap(), batch_ids: Vec::new() }
 }
 
 /// The batch with the rows of a span. `balance`: what is added to each balance.

@@ -24,6 +24,17 @@ pub fn of_cursor(state: &mut State, entity_id: &str) {
     }
 }
 
+/// The leaves of a pass that is closed are chained in the order of its batches, each once: no batch is left out, whatever
+/// was in flight together, lost, or recovered by another worker.
+pub fn of_chain(state: &mut State, pass_id: i64) {
+    let roots = state.tables.of_pass(pass_id).filter(|batch| batch.parent_id.is_none());
+    let roots: Vec<i64> = roots.map(|batch| batch.batch_id).collect();
+    let chained = state.tables.chained.get(&pass_id).cloned().unwrap_or_default();
+    if chained != roots {
+        state.violated(format!("pass {pass_id} has the batches {roots:?}, and its chain has {chained:?}"));
+    }
+}
+
 /// No row that the API would accept is set aside, and none before the credential is proven in the run.
 pub fn of_set_aside(state: &mut State, run_id: i64, problems: &[Problem]) {
     if state.is_api_arbitrary {

@@ -90,6 +90,8 @@ pub struct Tables {
     pub runs: i64,
     /// Open errors of rows, by entity and row: the kind, and the batch.
     pub errors: BTreeMap<(String, i64), (Kind, Option<i64>)>,
+    /// The batches whose leaves are chained, by pass, in the order of the chain.
+    pub chained: BTreeMap<i64, Vec<i64>>,
 }
 
 impl Tables {
@@ -104,7 +106,7 @@ impl Tables {
         if is_held { Ok(lane) } else { Err(JournalError::LeaseLost) }
     }
 
-    pub(super) fn of_pass(&self, pass_id: i64) -> impl Iterator<Item = &BatchRow> {
+    pub fn of_pass(&self, pass_id: i64) -> impl Iterator<Item = &BatchRow> {
         self.batches.iter().filter(move |batch| batch.pass_id == Some(pass_id))
     }
 

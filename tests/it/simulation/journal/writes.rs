@@ -30,6 +30,7 @@ pub(super) fn describe(request: &WriteRequest) -> String {
         JournalWrite::Conclusions(_) => "conclude errors".to_owned(),
         JournalWrite::UnknownRun(batch_id) => format!("batch {batch_id} stays unknown"),
         JournalWrite::PassClosing(_) => "close the pass".to_owned(),
+        JournalWrite::Passage(_) => "pass over batches".to_owned(),
     };
     format!("{} {what}", request.entity_id())
 }
@@ -48,7 +49,7 @@ pub(super) fn apply(
     };
     let position = row.open.as_ref().map(|(id, _)| {
         let announced = announced(*id);
-        WorkPosition { id: *id, cursor: row.cursor.clone(), announced }
+        WorkPosition { id: *id, cursor: row.cursor.clone(), announced, running: None }
     });
     let mut locked = LockedLane {
         owner: row.owner,
@@ -78,6 +79,12 @@ pub(super) fn apply(
     }
     locked.check(request)?;
     let written = apply_to_batches(world, state, request)?;
+    if let Some(pass_id) = request.pass.work.pass_id() {
+        state.tables.chained.entry(pass_id).or_default().extend(&locked.passed);
+        if request.closing().is_some() {
+            invariants::of_chain(state, pass_id);
+        }
+    }
     let lane = state.tables.lane(&entity_id);
     if let Some(cursor) = locked.moved_to {
         lane.cursor = Some(cursor);
@@ -151,7 +158,7 @@ fn apply_to_batches(
             }
             Ok(Written::Batch(*batch_id))
         }
-        JournalWrite::Conclusions(_) => Ok(Written::Work),
+        JournalWrite::Conclusions(_) | JournalWrite::Passage(_) => Ok(Written::Work),
         JournalWrite::PassClosing(_) => {
             let pass_id = request.pass.work.pass_id().unwrap_or_default();
             let is_open = tables.of_pass(pass_id).any(|batch| batch.state().is_open());
@@ -169,13 +176,14 @@ fn apply_answer(state: &mut State, request: &WriteRequest, answer: &Answer) -> R
     let of = (request.run_id, request.pass.work.pass_id());
     let answered = &answer.answered;
     let batch = tables.batch(answered.batch_id, entity_id)?;
-    let sha256 = answer.rewritten.as_ref().map_or(&batch.sha256, |record| &record.body_sha256);
-    if batch.last != answered.last || *sha256 != answered.body_sha256 {
+    let contents = &answered.contents;
+    let is_same = answer.is_rewritten || batch.sha256 == contents.body_sha256;
+    if batch.last != contents.last || !is_same {
         return Err(JournalError::LeaseLost);
     }
-    if let Some(record) = &answer.rewritten {
+    if answer.is_rewritten {
         batch.ambiguous |= batch.status == "unknown";
-        batch.rewrite(record);
+        batch.rewrite(contents);
     }
     if let Consequence::SetAside { rejected_ids, .. } = &answer.consequence {
         (batch.row_count, batch.set_aside) = (0, ids_of(rejected_ids));
