@@ -15,6 +15,7 @@ alter table elven_sync.sync_state
     add column head bytea check (length(head) = 32),
     add column links bigint not null default 0,
     add column printed bigint not null default 0,
+    add column folded bigint not null default 0,
     add constraint sync_state_links_check check (links >= 0 and (links = 0) = (head is null));
 
 alter table elven_sync.sync_backfill_lanes
@@ -36,12 +37,13 @@ create table elven_sync.sync_links (
     ref       bigint,
     at        timestamptz not null,
     digest    bytea       not null check (length(digest) = 32),
+    printed   boolean     not null default false,
     primary key (entity_id, link)
 );
 create index sync_links_ref on elven_sync.sync_links (ref, kind);
 
 create table elven_sync.sync_prints (
-    print_id          bigint      generated always as identity primary key,
+    print_id          bigint      primary key,
     at                timestamptz not null,
     previous          bytea       check (length(previous) = 32),
     system_identifier bigint      not null,
@@ -109,7 +111,7 @@ as $$
                   || elven_sync.framed(running))
 $$;
 
-create function elven_sync.add_link(entity text, link_kind text, link_ref bigint, fields text[], running bytea)
+create function elven_sync.add_link(entity text, link_kind text, link_ref bigint, fields text[], chained_leaves bytea)
     returns bigint
     language sql volatile
 as $$
@@ -117,7 +119,7 @@ as $$
          moved as (
              update elven_sync.sync_state s
                 set links = s.links + 1,
-                    head = elven_sync.link_digest(link_kind, s.links + 1, s.head, now.at, link_ref, fields, running)
+                    head = elven_sync.link_digest(link_kind, s.links + 1, s.head, now.at, link_ref, fields, chained_leaves)
                from now where s.entity_id = entity
           returning s.links, s.head, now.at)
     insert into elven_sync.sync_links (entity_id, link, kind, ref, at, digest)
@@ -178,7 +180,7 @@ as $$
     select elven_sync.add_link(entity, link_kind, link_ref, contents.fields, contents.running)
       from elven_sync.sync_state s
      cross join lateral elven_sync.link_contents(
-         row(entity, s.links + 1, link_kind, link_ref, now(), ''::bytea)::elven_sync.sync_links) contents
+         row(entity, s.links + 1, link_kind, link_ref, now(), ''::bytea, false)::elven_sync.sync_links) contents
      where s.entity_id = entity
 $$;
 
@@ -203,7 +205,9 @@ comment on column elven_sync.sync_state.running is
     'The running digest of the open pass: the chained leaves of the batches that the cursor has passed. NULL: it has passed none.';
 comment on column elven_sync.sync_state.head is 'The digest of the last link of the entity (sync_links).';
 comment on column elven_sync.sync_state.links is 'The number of links of the entity (sync_links).';
-comment on column elven_sync.sync_state.printed is 'The last link that a print names (sync_prints).';
+comment on column elven_sync.sync_state.printed is 'The number of links when the last print was made (sync_prints).';
+comment on column elven_sync.sync_state.folded is
+    'The last link about which nothing can be proven any more, because prune has removed what it covers. 0: none.';
 comment on column elven_sync.sync_backfill_lanes.running is
     'The running digest: the chained leaves of the batches that the cursor has passed. NULL: it has passed none, or the lane was cancelled.';
 comment on column elven_sync.sync_backfill_lanes.closed is
@@ -223,6 +227,8 @@ comment on column elven_sync.sync_links.ref is
 comment on column elven_sync.sync_links.at is 'When the link was added.';
 comment on column elven_sync.sync_links.digest is
     'SHA-256 of the link before it, of what happened and of the leaves of the batches: see the functions link_contents and link_digest.';
+comment on column elven_sync.sync_links.printed is
+    'A print names the link (sync_prints), so prune keeps it.';
 comment on index elven_sync.sync_links_ref is 'The link of a pass, a backfill or a batch of a retry.';
 comment on table elven_sync.sync_prints is
     'Prints: each commits to all chains of the moment. Whoever keeps print_id and root outside the database can prove later that nothing before it was changed: elven-sync verify --against FILE.';

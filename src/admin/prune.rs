@@ -86,11 +86,12 @@ pub async fn prune(
 async fn entity(lane: Pruner<'_>, pruned: &mut PrunedEntity) -> Result<(), PruneError> {
     let mut given_up = 0;
     let steps = async {
-        each(&lane.passes_through().await?, async |ids| lane.declare(ids).await, &mut pruned.passes).await?;
+        let (through, loose) = (lane.passes_through().await?, lane.loose_batches().await?);
+        around(Step::Prune, lane.fold_links(&through, &loose)).await?;
+        each(&through, async |ids| lane.declare(ids).await, &mut pruned.passes).await?;
         for group in lane.groups().await? {
             all(async || lane.remove_batches(&group).await, &mut pruned.batches).await?;
         }
-        let loose = lane.loose_batches().await?;
         each(&loose, async |ids| lane.remove_loose_batches(ids).await, &mut pruned.batches).await?;
         all(async || lane.remove_given_up().await, &mut given_up).await?;
         let mut errors = PrunableErrors::default();

@@ -2,10 +2,12 @@
 //! changes nothing and never calls the API.
 
 mod key_search;
+mod print_lines;
 mod row_trace;
 mod verify;
 
 pub use key_search::{KeyRows, RecordKey, rows_of_key};
+pub use print_lines::print_lines;
 pub use row_trace::{RowReport, Verdict as RowVerdict, of_row};
 pub(crate) use verify::{Asked, Proof, prove_as};
-pub use verify::{EntityProof, Finding, FindingGroup, Verification, verify};
+pub use verify::{EntityProof, Finding, FindingGroup, JournalProof, Verification, verify};

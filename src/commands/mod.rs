@@ -5,6 +5,7 @@ mod backfill;
 mod check;
 mod connect;
 mod demo;
+mod digest;
 mod entity;
 mod entity_set;
 mod error_filter;
@@ -83,6 +84,8 @@ enum Command {
     Map(map::Command),
     /// Prove from the journal that no row was skipped
     Verify(verify::Options),
+    /// Print one line that commits to the whole journal, to keep outside the database
+    Digest(digest::Options),
     /// Delete old journal records and keep their totals
     Prune(prune::Options),
     /// Start a strict local Elven API to try things on
@@ -110,6 +113,7 @@ impl Command {
             Self::Reference(_) => "reference",
             Self::Map(_) => "map",
             Self::Verify(_) => "verify",
+            Self::Digest(_) => "digest",
             Self::Prune(_) => "prune",
             Self::Sandbox(_) => "sandbox",
             Self::Demo(_) => "demo",
@@ -123,6 +127,7 @@ impl Command {
             Command::Check(_)
             | Command::Status(_)
             | Command::Verify(_)
+            | Command::Digest(_)
             | Command::Demo(_)
             | Command::Generate(_) => true,
             Command::Migrate(_) | Command::Serve(_) | Command::Sandbox(_) => false,
@@ -178,6 +183,7 @@ async fn execute(mut cli: Cli, environment: Environment) -> anyhow::Result<u8> {
         Command::Reference(command) => reference::run(command, &settings(environment)?).await,
         Command::Map(command) => map::run(command, &settings(environment)?).await,
         Command::Verify(options) => verify::run(options, &settings(environment)?).await,
+        Command::Digest(options) => digest::run(options, &settings(environment)?).await,
         Command::Prune(options) => prune::run(options, &settings(environment)?).await,
         Command::Sandbox(options) => sandbox::run(options).await,
         Command::Generate(command) => generate::run(&command, Cli::command()),

@@ -1,11 +1,15 @@
 //! `verify`: proves from the journal that no row was skipped, or reports findings.
 
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
 use super::connect::connect;
 use super::exit_code::{INCOMPLETE, SUCCEEDED};
-use crate::audit::{self, EntityProof, Verification};
+use crate::audit::{self, EntityProof, Verification, print_lines};
 use crate::config::Settings;
 use crate::database::Database;
-use crate::journal::{JournalError, Verified, close_guard_gap, note_verified};
+use crate::journal::{JournalError, PrintLine, Verified, close_guard_gap, note_verified};
 use crate::output;
 
 #[derive(Debug, clap::Args)]
@@ -16,9 +20,29 @@ pub(super) struct Options {
     /// Rebuild the bodies of all batches from the ledger and compare their hashes, not only of a sample
     #[arg(long)]
     deep: bool,
+    /// Prints that were kept outside the database, which the journal has to extend: output of `elven-sync digest`, or any
+    /// log or text with a line of it
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    against: Vec<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// Reads the prints of files.
+fn kept_prints(files: &[PathBuf]) -> anyhow::Result<Vec<PrintLine>> {
+    let mut prints = Vec::new();
+    for file in files {
+        let bytes = std::fs::read(file).with_context(|| format!("{} could not be read", file.display()))?;
+        let found = print_lines(&String::from_utf8_lossy(&bytes));
+        anyhow::ensure!(
+            !found.is_empty(),
+            "{} has no print, which is a number and a root of 64 hexadecimal digits; hint: `elven-sync digest` prints one",
+            file.display()
+        );
+        prints.extend(found);
+    }
+    Ok(prints)
 }
 
 /// Records the result for the alerts `VerifyFailed`, `VerifyOld` and `GuardBroken`, if this role may write it.
@@ -47,9 +71,10 @@ async fn note(database: &Database, options: &Options, verification: &Verificatio
 
 pub(super) async fn run(options: Options, settings: &Settings) -> anyhow::Result<u8> {
     let database = connect(settings).await?;
-    let verification = audit::verify(settings, &database, &options.entities, options.deep).await?;
+    let against = kept_prints(&options.against)?;
+    let verification = audit::verify(settings, &database, &options.entities, options.deep, &against).await?;
     note(&database, &options, &verification).await;
-    let entities = verification.entities;
-    output::verification::report(&entities, options.deep, options.json);
-    Ok(if entities.iter().all(EntityProof::holds) { SUCCEEDED } else { INCOMPLETE })
+    let holds = verification.holds();
+    output::verification::report(&verification, options.deep, options.json);
+    Ok(if holds { SUCCEEDED } else { INCOMPLETE })
 }

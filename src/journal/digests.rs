@@ -1,14 +1,10 @@
-//! Digests of what is recorded: the leaf of a batch, and the chains of leaves and links.
-//!
-//! The functions `leaf`, `chained` and `link_digest` of the schema make the same digests. A trigger that changes what is
-//! written makes the two differ, because the connector makes leaves from what it sends to the database.
+//! Digests of what is recorded, and the chains of them.
+
+use std::collections::BTreeMap;
 
 use sha2::{Digest as _, Sha256};
 
 use super::Kind;
-use super::batch_record::BatchRecord;
-use super::cursor_columns::{at, xid};
-use crate::watermark::Cursor;
 
 /// A SHA-256.
 pub type Digest = [u8; 32];
@@ -39,7 +35,7 @@ impl Fields {
     }
 
     /// Adds bytes without a length, at the end.
-    fn end(mut self, bytes: &[u8]) -> Digest {
+    pub(super) fn end(mut self, bytes: &[u8]) -> Digest {
         self.0.update(bytes);
         self.0.finalize().into()
     }
@@ -58,67 +54,16 @@ pub fn chained(running: Option<&Digest>, leaf: &Digest) -> Digest {
     hash.finalize().into()
 }
 
-/// What the leaf of a batch covers, besides its contents.
-#[derive(Clone, Copy, Debug)]
-pub struct LeafState<'a> {
-    /// The batch.
-    pub batch_id: i64,
-    /// Its entity.
-    pub entity_id: &'a str,
-    /// Its pass.
-    pub pass_id: Option<i64>,
-    /// Its backfill.
-    pub backfill_id: Option<i64>,
-    /// The batch of which it is a part.
-    pub parent_id: Option<i64>,
-    /// `sync_batches.status`.
-    pub status: &'a str,
-    /// The status of the last answer.
-    pub http_status: Option<i32>,
-    /// The number of attempts.
-    pub attempts: i32,
-    /// An attempt had an unknown outcome.
-    pub ambiguous: bool,
-}
-
-/// Returns the leaf of a batch. `parts`: the leaves of the parts that have taken its place, one after the other.
-pub(super) fn leaf(state: LeafState<'_>, contents: &BatchRecord, parts: &[u8]) -> Digest {
-    let instant = |cursor: &Cursor| at(cursor).map(|at| at.timestamp_micros());
-    let (before, last) = (contents.before.as_ref(), &contents.last);
-    let mut fields = Fields::default();
-    fields
-        .text(Some("elven-sync leaf 1"))
-        .text(Some(state.batch_id))
-        .text(Some(state.entity_id))
-        .text(state.pass_id)
-        .text(state.backfill_id)
-        .text(state.parent_id)
-        .text(before.and_then(xid))
-        .text(before.and_then(instant))
-        .text(before.map(|before| &before.id))
-        .text(xid(last))
-        .text(instant(last))
-        .text(Some(&last.id))
-        .bytes(Some(&contents.row_ids))
-        .bytes(contents.rejected_ids.as_deref())
-        .text(contents.rejected_kinds.as_ref())
-        .text(Some(contents.rows_read))
-        .text(Some(contents.row_count))
-        .text(Some(contents.rows_rejected))
-        .text(Some(contents.rows_superseded))
-        .text(Some(contents.rows_beyond_double))
-        .text(Some(contents.body_bytes))
-        .text(Some(&contents.body_sha256))
-        .text(Some(state.status))
-        .text(state.http_status)
-        .text(Some(state.attempts))
-        .text(Some(state.ambiguous))
-        .text(contents.timezone.as_ref())
-        .text(contents.zone_rules.as_ref())
-        .text(contents.map_version)
-        .text(contents.api_version)
-        .text(contents.source_id.as_ref());
-    fields.end(parts)
+/// Returns the running digest after these batches.
+pub(super) fn running_after(
+    mut running: Option<Digest>,
+    batch_ids: &[i64],
+    leaves: &BTreeMap<i64, Digest>,
+) -> Option<Digest> {
+    for leaf in batch_ids.iter().filter_map(|batch_id| leaves.get(batch_id)) {
+        running = Some(chained(running.as_ref(), leaf));
+    }
+    running
 }
 
 /// Describes why the rows of a list are set aside, in the order of the list: the kind of each error, its code after a

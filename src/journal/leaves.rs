@@ -1,4 +1,7 @@
-//! Leaves that are made from what is recorded: of batches that no answer finishes, and of those that were split.
+//! Leaves of batches: of those that an answer finishes, of what is recorded of others, and of those that were split.
+//!
+//! The function `leaf` of the schema makes the same digest. A trigger that changes what is written makes the two differ,
+//! because the connector makes leaves from what it sends to the database.
 
 use std::collections::BTreeSet;
 
@@ -6,13 +9,77 @@ use chrono::{DateTime, Utc};
 
 use super::JournalError;
 use super::batch_record::BatchRecord;
-use super::digests::{Digest, LeafState, leaf};
+use super::cursor_columns::{at, xid};
+use super::digests::{Digest, Fields};
 use crate::database::Transaction;
 use crate::ledger::instant_us;
 use crate::watermark::{At, Cursor};
 
 /// The most batches that are read at once.
 const BATCHES_MAX: i64 = 1000;
+
+/// What the leaf of a batch covers, besides its contents.
+#[derive(Clone, Copy, Debug)]
+pub struct LeafState<'a> {
+    /// The batch.
+    pub batch_id: i64,
+    /// Its entity.
+    pub entity_id: &'a str,
+    /// Its pass.
+    pub pass_id: Option<i64>,
+    /// Its backfill.
+    pub backfill_id: Option<i64>,
+    /// The batch of which it is a part.
+    pub parent_id: Option<i64>,
+    /// `sync_batches.status`.
+    pub status: &'a str,
+    /// The status of the last answer.
+    pub http_status: Option<i32>,
+    /// The number of attempts.
+    pub attempts: i32,
+    /// An attempt had an unknown outcome.
+    pub ambiguous: bool,
+}
+
+/// Returns the leaf of a batch. `parts`: the leaves of the parts that have taken its place, one after the other.
+pub(super) fn leaf(state: LeafState<'_>, contents: &BatchRecord, parts: &[u8]) -> Digest {
+    let instant = |cursor: &Cursor| at(cursor).map(|at| at.timestamp_micros());
+    let (before, last) = (contents.before.as_ref(), &contents.last);
+    let mut fields = Fields::default();
+    fields
+        .text(Some("elven-sync leaf 1"))
+        .text(Some(state.batch_id))
+        .text(Some(state.entity_id))
+        .text(state.pass_id)
+        .text(state.backfill_id)
+        .text(state.parent_id)
+        .text(before.and_then(xid))
+        .text(before.and_then(instant))
+        .text(before.map(|before| &before.id))
+        .text(xid(last))
+        .text(instant(last))
+        .text(Some(&last.id))
+        .bytes(Some(&contents.row_ids))
+        .bytes(contents.rejected_ids.as_deref())
+        .text(contents.rejected_kinds.as_ref())
+        .text(Some(contents.rows_read))
+        .text(Some(contents.row_count))
+        .text(Some(contents.rows_rejected))
+        .text(Some(contents.rows_superseded))
+        .text(Some(contents.rows_beyond_double))
+        .text(Some(contents.body_bytes))
+        .text(Some(&contents.body_sha256))
+        .text(Some(state.status))
+        .text(state.http_status)
+        .text(Some(state.attempts))
+        .text(Some(state.ambiguous))
+        .text(contents.timezone.as_ref())
+        .text(contents.zone_rules.as_ref())
+        .text(contents.map_version)
+        .text(contents.api_version)
+        .text(contents.source_id.as_ref());
+    fields.end(parts)
+}
 
 /// A batch as it is recorded, with all that its leaf covers.
 #[derive(Debug)]
@@ -29,8 +96,7 @@ pub struct RecordedLeaf {
     pub parent_id: Option<i64>,
     /// `sync_batches.status`.
     pub status: String,
-    /// The leaf that is recorded.
-    pub leaf: Option<Vec<u8>>,
+    pub(super) leaf: Option<Vec<u8>>,
     http_status: Option<i32>,
     attempts: i32,
     ambiguous: bool,
@@ -56,9 +122,27 @@ pub struct RecordedLeaf {
     api_version: Option<i32>,
     source_id: Option<String>,
     parts: Option<Vec<u8>>,
+    has_open_part: bool,
 }
 
 impl RecordedLeaf {
+    /// Returns the leaf that is recorded.
+    ///
+    /// # Errors
+    /// It does not have 32 bytes.
+    pub fn leaf(&self) -> Result<Option<Digest>, sqlx::Error> {
+        let digest = |leaf: &Vec<u8>| {
+            Digest::try_from(&leaf[..]).map_err(|_| sqlx::Error::Decode("a leaf has 32 bytes".into()))
+        };
+        self.leaf.as_ref().map(digest).transpose()
+    }
+
+    /// Returns where its interval ends: a transaction id, or an instant in microseconds from 1970-01-01 UTC, and an id.
+    pub fn end(&self) -> (String, String) {
+        let at = self.last_at.map(|at| at.timestamp_micros().to_string());
+        (self.last_xid.clone().or(at).unwrap_or_default(), self.last_id.clone())
+    }
+
     /// Makes the leaf of the batch from the other columns.
     ///
     /// # Errors
@@ -122,15 +206,12 @@ pub(super) struct Sealed {
     pub(super) leaf: Digest,
 }
 
-/// Gives those of these batches their leaves that have none yet and have no part without one.
-pub(super) async fn seal(
+/// Reads batches, in the order of their ids.
+pub(super) async fn recorded(
     transaction: &mut Transaction,
     batch_ids: &[i64],
-) -> Result<Vec<Sealed>, JournalError> {
-    if batch_ids.is_empty() {
-        return Ok(Vec::new());
-    }
-    let batches = sqlx::query_as!(
+) -> Result<Vec<RecordedLeaf>, sqlx::Error> {
+    sqlx::query_as!(
         RecordedLeaf,
         r#"select b.batch_id, b.entity_id, b.pass_id, b.backfill_id, b.parent_id, b.status, b.leaf, b.http_status,
                   b.attempts, b.ambiguous, b.before_xid::text, b.before_at, b.before_id, b.last_xid::text, b.last_at,
@@ -139,15 +220,26 @@ pub(super) async fn seal(
                   b.map_version, b.api_version, b.source_id,
                   case when b.status = 'split' then
                        (select string_agg(part.leaf, ''::bytea order by part.batch_id)
-                          from elven_sync.sync_batches part where part.parent_id = b.batch_id) end as parts
-             from elven_sync.sync_batches b
-            where b.batch_id = any ($1) and b.leaf is null
-              and not exists (select from elven_sync.sync_batches part
-                               where part.parent_id = b.batch_id and part.leaf is null)"#,
+                          from elven_sync.sync_batches part where part.parent_id = b.batch_id) end as parts,
+                  exists (select from elven_sync.sync_batches part
+                           where part.parent_id = b.batch_id and part.leaf is null) as "has_open_part!"
+             from elven_sync.sync_batches b where b.batch_id = any ($1) order by b.batch_id"#,
         batch_ids
     )
-    .fetch_all(&mut *transaction)
-    .await?;
+    .fetch_all(transaction)
+    .await
+}
+
+/// Gives those of these batches their leaves that have none yet and have no part without one.
+pub(super) async fn seal(
+    transaction: &mut Transaction,
+    batch_ids: &[i64],
+) -> Result<Vec<Sealed>, JournalError> {
+    if batch_ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut batches = recorded(&mut *transaction, batch_ids).await?;
+    batches.retain(|batch| batch.leaf.is_none() && !batch.has_open_part);
     let sealed = batches.iter().map(|batch| {
         Ok(Sealed { batch_id: batch.batch_id, parent_id: batch.parent_id, leaf: batch.made()? })
     });

@@ -4,7 +4,7 @@
 
 use strum::VariantNames as _;
 
-use super::{JournalError, Kind, RequestCounts};
+use super::{JournalError, Kind, PrintLine, RequestCounts};
 use crate::database::Database;
 
 /// Above this number of entities, only those that are not `ok` are listed.
@@ -64,6 +64,8 @@ pub struct Readings {
     pub alerts: Vec<AlertReading>,
     /// The number of open errors by kind: each kind, also those without an error.
     pub open_errors: Vec<(String, i64)>,
+    /// The latest print of the journal.
+    pub print: Option<PrintLine>,
 }
 
 impl Readings {
@@ -126,6 +128,7 @@ impl Readings {
         )
         .fetch_all(&mut transaction)
         .await?;
+        let print = PrintLine::latest(&mut transaction).await?;
         transaction.commit().await?;
         let errors =
             |kind: &str| found.iter().find(|found| found.kind == kind).map_or(0, |found| found.errors);
@@ -142,6 +145,7 @@ impl Readings {
             polled_at: totals.polled_at,
             alerts: Vec::new(),
             open_errors: Kind::VARIANTS.iter().map(|kind| ((*kind).to_owned(), errors(kind))).collect(),
+            print,
         })
     }
 }

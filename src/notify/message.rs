@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 
-use crate::journal::{Alert, MessageKind, Told};
+use crate::journal::{Alert, MessageKind, PrintLine, Told};
 use crate::text::{counted_noun, escaped, thousands};
 
 /// The most characters of an entity, and of a message or hint.
@@ -33,11 +33,19 @@ struct Data<'a> {
     since: String,
     message: String,
     hint: String,
+    print: Option<&'a PrintLine>,
 }
 
 /// Returns the JSON of a message about the alerts of a name. `alerts`: worst first; none at an end. `holds_below`: the
-/// name still holds with a severity that is not told.
-pub(super) fn json(name: &str, told: &Told, alerts: &[&Alert], holds_below: bool) -> String {
+/// name still holds with a severity that is not told. `print`: the latest print of the journal, of which the receiver
+/// becomes a witness.
+pub(super) fn json(
+    name: &str,
+    told: &Told,
+    alerts: &[&Alert],
+    holds_below: bool,
+    print: Option<&PrintLine>,
+) -> String {
     let message = shortened(&message(alerts, holds_below), MESSAGE_CHARS_MAX);
     let hint = shortened(&hint(alerts), MESSAGE_CHARS_MAX);
     let message = Message {
@@ -52,6 +60,7 @@ pub(super) fn json(name: &str, told: &Told, alerts: &[&Alert], holds_below: bool
             since: rfc3339(told.since),
             message,
             hint,
+            print,
         },
     };
     ascii(&serde_json::json!(message).to_string())
@@ -191,7 +200,7 @@ mod tests {
     }
 
     fn read(told: &Told, alerts: &[&Alert]) -> Value {
-        let json = json("Failing", told, alerts, false);
+        let json = json("Failing", told, alerts, false, None);
         assert!(json.is_ascii(), "{json}");
         serde_json::from_str(&json).unwrap()
     }
@@ -271,7 +280,7 @@ mod tests {
         let long = "é".repeat(100_000);
         let one = alert(Some(&long), &long, &long);
         let listed = vec![long.as_str(); 20];
-        let json = json("Failing", &told(MessageKind::Began, 20, &listed), &[&one], false);
+        let json = json("Failing", &told(MessageKind::Began, 20, &listed), &[&one], false, None);
         assert!(json.len() < 60_000, "{}", json.len());
     }
 }

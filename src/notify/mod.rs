@@ -23,8 +23,8 @@ use crate::config::{NotifySettings, Webhook};
 use crate::database::{Database, Transient};
 use crate::fault_point::{Step, around};
 use crate::journal::{
-    AlertsNow, ClaimedMessage, Fact, JournalError, RunStatus, Subject, claim_message, keep_subjects,
-    note_facts, record_message, undelivered_message,
+    AlertsNow, ClaimedMessage, Fact, JournalError, PrintLine, RunStatus, Subject, claim_message,
+    keep_subjects, note_facts, record_message, undelivered_message,
 };
 use crate::sync::{RunError, RunReport};
 use crate::text::chain;
@@ -98,11 +98,12 @@ async fn tell_all(settings: &NotifySettings, database: &Database) -> Result<(), 
         Err(problem) => return note_failure(database, &problem.to_string(), None).await,
     };
     let state = AlertsNow::read(database).await?;
+    let print = PrintLine::latest(database).await?;
     let mut has_messages = state.notifications.iter().any(|known| known.is_undelivered);
     for Decision { name, revision, action } in decide(&state, settings.min_severity) {
         match action {
             Action::Tell { told, alerts, holds_below } => {
-                let json = message::json(name, &told, &alerts, holds_below);
+                let json = message::json(name, &told, &alerts, holds_below, print.as_ref());
                 record_message(database, name, revision, &told, &json).await?;
                 has_messages = true;
             }

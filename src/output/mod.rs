@@ -3,6 +3,7 @@
 mod backfills;
 pub mod check;
 mod csv;
+mod digest;
 mod error_causes;
 mod errors;
 mod foreseen;
@@ -27,6 +28,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use backfills::{backfill_report, backfills, rehearsal};
+pub use digest::digest;
 pub use error_causes::error_causes;
 pub use errors::{ErrorFormat, ErrorRows, error_in_full, no_errors, no_match, no_row_matches};
 pub use health::health;

@@ -81,6 +81,9 @@ pub fn run_report(report: &RunReport, paused: &[&str], as_json: bool) {
         line(problem);
     }
     unregistered(&report.unregistered, report.entities_left_out);
+    if let Some(print) = &report.print {
+        line(format_args!("print: {print}"));
+    }
 }
 
 /// Prints why entities failed, and whose held rows were refused again, each on a line.
@@ -138,6 +141,7 @@ pub(super) fn run_json(report: &RunReport) -> serde_json::Value {
         "entities": report.entities,
         "unregistered_entities": report.unregistered,
         "unregistered_unknown": report.unregistered_unknown,
+        "print": report.print,
         "entities_left_out": report.entities_left_out,
         "notes": report.notes,
         "foreseen": report.foreseen,

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{json_line, line, lines, paragraph, table};
 use crate::admin::{PruneReport, PrunedEntity};
-use crate::audit::{EntityProof, Finding, FindingGroup};
+use crate::audit::{EntityProof, Finding, FindingGroup, Verification};
 use crate::text::thousands;
 
 /// Up to this many findings of a kind are printed in full; of more, only the first one, and the ids of the others.
@@ -17,14 +17,16 @@ const NOT_PROVEN: &str = "that Elven still holds the records that it accepted; r
                           read; the records that backfills and retries sent; bodies whose rows have changed since";
 
 /// Prints the report of `verify`. Nothing is proven about an entity with a finding.
-pub fn report(entities: &[EntityProof], deep: bool, as_json: bool) {
-    let holds = entities.iter().all(EntityProof::holds);
-    let (proven, not_proven) = (proven(entities), not_proven(entities, deep));
+pub fn report(verification: &Verification, deep: bool, as_json: bool) {
+    let Verification { entities, journal, .. } = verification;
+    let holds = verification.holds();
+    let (proven, not_proven) = (proven(verification), not_proven(verification, deep));
     if as_json {
         json_line(&json!({
             "holds": holds,
             "deep": deep,
             "entities": entities,
+            "journal": journal,
             "proven": proven,
             "not_proven": not_proven,
         }));
@@ -67,6 +69,9 @@ pub fn report(entities: &[EntityProof], deep: bool, as_json: bool) {
     ));
     for entity in entities {
         findings(entity);
+    }
+    for finding in &journal.findings {
+        line(&finding.message);
     }
     paragraph(format_args!("proven: {proven}."));
     paragraph(format_args!("not proven: {not_proven}."));
@@ -150,7 +155,8 @@ fn place(entity: &EntityProof, finding: &Finding) -> String {
     place
 }
 
-fn proven(entities: &[EntityProof]) -> String {
+fn proven(verification: &Verification) -> String {
+    let Verification { entities, journal, .. } = verification;
     let whole: Vec<&EntityProof> = entities.iter().filter(|entity| entity.holds()).collect();
     let sum = |of: fn(&EntityProof) -> i64| thousands(whole.iter().map(|entity| of(entity)).sum());
     let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
@@ -160,7 +166,8 @@ fn proven(entities: &[EntityProof]) -> String {
     format!(
         "for {} of {} entities{but}, each ledger row within the watermark is in exactly one batch ({} rows) and was \
          uploaded, superseded or set aside with its error ({} were set aside once, {} are open now), each other row \
-         is pending ({}), and {} bodies have the recorded hash",
+         is pending ({}), and {} bodies have the recorded hash; {} links and {} leaves of the chain of digests are those \
+         of what they cover{}",
         whole.len(),
         entities.len(),
         thousands(count(rows)),
@@ -168,12 +175,32 @@ fn proven(entities: &[EntityProof]) -> String {
         sum(|entity| entity.rows_set_aside_open),
         sum(|entity| entity.rows_pending),
         thousands(count(whole.iter().map(|entity| entity.bodies_proven).sum())),
+        thousands(count(whole.iter().map(|entity| entity.links).sum::<usize>() + journal.links)),
+        thousands(count(whole.iter().map(|entity| entity.leaves).sum())),
+        extended(verification),
     )
 }
 
-fn not_proven(entities: &[EntityProof], deep: bool) -> String {
+/// The prints that were given and that the journal extends.
+fn extended(verification: &Verification) -> String {
+    let prints = &verification.journal.prints;
+    if prints.is_empty() || !verification.holds() {
+        return String::new();
+    }
+    let prints = ranges(prints.iter().map(i64::to_string));
+    format!(", and the journal extends print {prints}: nothing that it covers was changed since")
+}
+
+fn not_proven(verification: &Verification, deep: bool) -> String {
+    let entities = &verification.entities;
     let mut not_proven = NOT_PROVEN.to_owned();
     let names = |of: fn(&EntityProof) -> bool| entities.iter().filter(|entity| of(entity)).count();
+    if verification.journal.prints.is_empty() {
+        not_proven.push_str(
+            "; that nobody has changed the journal together with its digests (--against a print that was kept elsewhere \
+             shows that)",
+        );
+    }
     if !deep {
         not_proven.push_str("; bodies outside the sample (--deep rebuilds all of them)");
     }

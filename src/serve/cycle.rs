@@ -150,7 +150,9 @@ fn log(report: &RunReport) {
         tracing::warn!("{more} more entities failed; hint: elven-sync status");
     }
     if report.status != RunStatus::Succeeded || report.did_something() {
-        tracing::info!(target: "elven_sync::serve", "{summary}");
+        let print = report.print.as_ref();
+        let (print_id, root) = (print.map(|print| print.print_id), print.map(|print| print.root.as_str()));
+        tracing::info!(target: "elven_sync::serve", print_id, root, "{summary}");
     }
 }
 

@@ -215,6 +215,15 @@ fn of_installation(families: &mut Families<'_>, readings: &Readings) -> fmt::Res
         "Open errors, by kind",
         readings.open_errors.iter().map(|(kind, errors)| ([("kind", Cow::Borrowed(kind.as_str()))], *errors)),
     )?;
+    families.gauges(
+        "elven_sync_print_info",
+        "The latest print of the journal; the value is always 1",
+        readings.print.iter().map(|print| {
+            let labels =
+                [("print_id", Cow::Owned(print.print_id.to_string())), ("root", Cow::Borrowed(print.root.as_str()))];
+            (labels, 1)
+        }),
+    )?;
     let requests = &readings.requests;
     families.counters(
         "elven_sync_requests",
@@ -271,6 +280,7 @@ mod tests {
             polled_at: None,
             alerts: Vec::new(),
             open_errors: Vec::new(),
+            print: None,
         };
         let written = of_tables(readings).unwrap();
         let expected = r#"elven_sync_pending_rows{entity="a\"} 9\\nb\\\\n\\u{1b}",credential="default"} 5"#;

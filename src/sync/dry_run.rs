@@ -222,6 +222,7 @@ impl Worker {
             unregistered_unknown: unregistered.unknown,
             notes: Vec::new(),
             foreseen: Some(foreseen),
+            print: None,
         })
     }
 

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::foreseen::Foreseen;
-use crate::journal::{Counters, RunStatus};
+use crate::journal::{Counters, PrintLine, RunStatus};
 
 /// How the work on an entity ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -142,6 +142,8 @@ pub struct RunReport {
     pub notes: Vec<String>,
     /// What a dry run foresees. `None` for a run.
     pub foreseen: Option<Foreseen>,
+    /// The latest print of the journal. `None`: there is none, or it could not be read.
+    pub print: Option<PrintLine>,
 }
 
 impl RunReport {

@@ -11,7 +11,7 @@ use super::report::Unregistered;
 use super::run_lanes::{Results, RunLanes};
 use super::{Ended, EntityReport, RunError, RunReport, Worker};
 use crate::fault_point::{Step, around};
-use crate::journal::{HeldName, JournalError, RunStatus, refuse_standby};
+use crate::journal::{HeldName, JournalError, Print, PrintLine, RunStatus, refuse_standby};
 
 /// A run that was begun.
 #[derive(Clone, Copy)]
@@ -71,6 +71,7 @@ impl Worker {
         let finished = around(Step::FinishRun, finished).await;
         let counters = finished.inspect_err(|_| log::failures_without_summary(&entities))?;
         log::run_finished(status, &counters, since);
+        let print = self.print().await;
         Ok(RunReport {
             run_id: Some(run_id),
             status,
@@ -81,7 +82,23 @@ impl Worker {
             unregistered_unknown: unregistered.unknown,
             notes,
             foreseen: None,
+            print,
         })
+    }
+
+    /// Returns the latest print of the journal, and makes one if the last one is older than an hour. A run does not fail
+    /// because of it: the next one tries again.
+    pub(super) async fn print(&self) -> Option<PrintLine> {
+        let print = Print::latest(&self.database).await;
+        let print = print.inspect_err(|problem| {
+            let error = crate::text::chain(problem);
+            tracing::warn!(error, "no print of the journal could be made; the next run tries it again");
+        });
+        let print = print.ok().flatten();
+        if let Some(PrintLine { print_id, root }) = &print {
+            tracing::info!(print_id, root, "print");
+        }
+        print
     }
 
     /// Sends held rows again after the pass of their entity, if the API knows their names by now.

@@ -24,6 +24,7 @@ mod crashes;
 mod database;
 mod delivery;
 mod deployment;
+mod digests;
 mod documents;
 mod envelopes;
 mod errors;

@@ -188,7 +188,7 @@ impl<'a> Seed<'a> {
             self.settled = settled;
         }
         if step.is_multiple_of(PROVEN_EVERY) || step > STEPS {
-            let proof = verify(&self.settings, self.prover, std::slice::from_ref(&self.entity_id), true);
+            let proof = verify(&self.settings, self.prover, std::slice::from_ref(&self.entity_id), true, &[]);
             let proof = proof.await.unwrap();
             assert!(proof.entities.iter().all(EntityProof::holds), "step {step}: {proof:?}");
         }

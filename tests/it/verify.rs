@@ -14,7 +14,7 @@ use crate::support::TestEnv;
 /// Verifies the entities of an environment.
 pub async fn proof(scene: &TestEnv, deep: bool) -> Vec<EntityProof> {
     let database = scene.database(4).await;
-    let proof = audit::verify(&scene.settings(&[]), &database, &[], deep).await.unwrap().entities;
+    let proof = audit::verify(&scene.settings(&[]), &database, &[], deep, &[]).await.unwrap().entities;
     database.close().await;
     proof
 }

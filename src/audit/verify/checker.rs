@@ -48,6 +48,10 @@ pub struct EntityProof {
     /// Bodies that differ for a known reason: their zone rules are no longer known, their zone was not recorded, or a
     /// later rebind accepted other values.
     pub bodies_not_provable: usize,
+    /// Links of its chain of digests that are those of what they cover.
+    pub links: usize,
+    /// Batches, of all kinds of work, whose leaves are those of what is recorded.
+    pub leaves: usize,
     /// The entity was registered with `--from-now`, which skipped the rows of that time.
     pub skipped_from_now: bool,
     /// The pruned part of its journal, about which nothing is proven.

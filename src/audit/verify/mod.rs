@@ -8,26 +8,31 @@
 mod batches;
 pub(crate) mod chain;
 mod checker;
+mod digests;
 mod finding;
 mod gap;
 mod rows;
 mod span;
+mod witness;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use self::batches::Walk;
 pub use self::checker::EntityProof;
 pub use self::finding::{Finding, FindingGroup};
+pub use self::witness::JournalProof;
 
 use self::chain::{Chain, Link};
 use self::checker::{Checker, Sample};
+use self::digests::Named;
+use self::witness::Witness;
 use crate::align::Zones;
 use crate::config::{ConfigError, Settings};
 use crate::database::{Database, Transaction};
 use crate::journal::audit as records;
-use crate::journal::{JournalError, Lane, SealState, check_schema};
+use crate::journal::{JournalError, Lane, PrintLine, SealState, check_schema};
 use crate::ledger::{GuardGap, Ledger, LedgerError};
 use crate::sync::worker::warn_of;
 use crate::sync::{RunError, watermark_check};
@@ -43,16 +48,27 @@ const COUNTED_MAX: usize = 1000;
 pub struct Verification {
     /// The proof of each entity.
     pub entities: Vec<EntityProof>,
+    /// What concerns no entity.
+    pub journal: JournalProof,
     /// The trigger of the ledger was broken, is intact again, and each row that was written meanwhile is stamped by now.
     pub gap_without_rows: Option<GuardGap>,
 }
 
+impl Verification {
+    /// Whether there is no finding.
+    pub fn holds(&self) -> bool {
+        self.entities.iter().all(EntityProof::holds) && self.journal.findings.is_empty()
+    }
+}
+
 /// Checks all entities that have a journal, or only those in `only`. `deep`: rebuilds all bodies, not only a sample.
+/// `against`: prints that were kept outside the database, which today's journal has to extend.
 pub async fn verify(
     settings: &Settings,
     database: &Database,
     only: &[String],
     deep: bool,
+    against: &[PrintLine],
 ) -> Result<Verification, RunError> {
     check_schema(database).await?;
     let ledger = Ledger::open(database.clone(), None, settings).await?;
@@ -66,15 +82,21 @@ pub async fn verify(
         let known: Vec<&str> = all.iter().map(String::as_str).collect();
         return Err(ConfigError(crate::journal::unknown_entity(missing, &known)).into());
     }
+    let (witness, journal) = Witness::read(database, against).await?;
+    // A print may name an entity of which the journal has nothing any more.
+    let all: BTreeSet<String> = all.into_iter().chain(witness.entities().cloned()).collect();
     let selected = all.into_iter().filter(|id| only.is_empty() || only.contains(id));
-    let (database, ledger) = (&database, &ledger);
+    let (database, ledger, witness) = (&database, &ledger, &witness);
     let mut entities: Vec<EntityProof> = stream::iter(selected)
-        .map(async |entity_id| prove(database, ledger, &settings.zones, &entity_id, deep).await)
+        .map(async |entity_id| {
+            let named = witness.of_entity(&entity_id);
+            prove(database, ledger, &settings.zones, &entity_id, Asked::Verify { deep, named: &named }).await
+        })
         .buffered(settings.sync.entities_at_once.max(1))
         .try_collect()
         .await?;
     let gap_without_rows = gap::check(database, ledger, &mut entities).await?;
-    Ok(Verification { entities, gap_without_rows })
+    Ok(Verification { entities, journal, gap_without_rows })
 }
 
 /// Checks one entity. Ledger rows that cannot be read are a finding.
@@ -83,9 +105,9 @@ async fn prove(
     ledger: &Ledger,
     zones: &Zones,
     entity_id: &str,
-    deep: bool,
+    asked: Asked<'_>,
 ) -> Result<EntityProof, RunError> {
-    let (mut report, proven) = prove_rows(database, ledger, zones, entity_id, Asked::Verify { deep }).await?;
+    let (mut report, proven) = prove_rows(database, ledger, zones, entity_id, asked).await?;
     if let Err(problem) = proven {
         let message = format!("{}; the checks after this point were not made", problem.in_words_of_entity());
         report.find(Finding::new("ledger", message));
@@ -95,9 +117,14 @@ async fn prove(
 
 /// The purpose of a proof.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Asked {
+pub(crate) enum Asked<'a> {
     /// To verify the journal as it is, with all bodies or a sample of them.
-    Verify { deep: bool },
+    Verify {
+        /// All bodies.
+        deep: bool,
+        /// What prints have named of the entity.
+        named: &'a Named,
+    },
     /// To rebind: the journal is checked as if it belonged to this cluster and this mapping, with all bodies. With
     /// `other_values` the bodies may differ, since a person accepts that other values are sent.
     Rebind { other_values: bool },
@@ -129,7 +156,7 @@ pub(crate) async fn prove_as(
     ledger: &Ledger,
     zones: &Zones,
     entity_id: &str,
-    asked: Asked,
+    asked: Asked<'_>,
 ) -> Result<Proof, RunError> {
     let (report, proven) = prove_rows(database, ledger, zones, entity_id, asked).await?;
     Ok(Proof { report, proven: proven? })
@@ -143,7 +170,7 @@ async fn prove_rows(
     ledger: &Ledger,
     zones: &Zones,
     entity_id: &str,
-    asked: Asked,
+    asked: Asked<'_>,
 ) -> Result<(EntityProof, Result<Proven, LedgerError>), RunError> {
     let prove = async |ledger: &Ledger| {
         let proven = || async {
@@ -167,7 +194,7 @@ async fn prove_in_snapshot(
     database: &Database,
     ledger: &Ledger,
     zones: &Zones,
-    asked: Asked,
+    asked: Asked<'_>,
     report: &mut EntityProof,
 ) -> Result<Proven, RunError> {
     let entity_id = &report.entity_id.clone()[..];
@@ -205,7 +232,7 @@ async fn prove_in_snapshot(
         None => report.rows_pending = ledger.pending_in(&mut transaction, &progress).await?,
     }
     let zone = zone.and_then(|name| zones.get(&name).ok());
-    let step = if matches!(asked, Asked::Verify { deep: false }) { None } else { Some(1) };
+    let step = if matches!(asked, Asked::Verify { deep: false, .. }) { None } else { Some(1) };
     let (newest, sample) = (VecDeque::new(), Sample { step, ..Sample::default() });
     let any_values = matches!(asked, Asked::Rebind { other_values: true });
     let other_values_before = if any_values { Some(i64::MAX) } else { values_changed };
@@ -223,6 +250,9 @@ async fn prove_in_snapshot(
     };
     checker.passes(&mut transaction, &links).await?;
     let newest = checker.found_in_newest();
+    if let Asked::Verify { named, .. } = asked {
+        digests::check(&mut transaction, entity_id, named, report).await?;
+    }
     transaction.commit().await.map_err(JournalError::from)?;
     let snapshots = [found.settled.as_ref(), found.open.as_ref().map(|(_, target)| target)];
     let until = snapshots.into_iter().flatten().map(Snapshot::xmax).max();

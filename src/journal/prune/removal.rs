@@ -18,6 +18,61 @@ pub struct PrunableErrors {
 }
 
 impl Pruner<'_> {
+    /// Declares the links folded that cover what is removed after this, and all links before them: nothing can be proven
+    /// about them any more. Removes those before the last one, except links that a print names.
+    pub async fn fold_links(&self, through: &[i64], loose: &[i64]) -> Result<(), PruneError> {
+        let fold = || async {
+            let Some(mut transaction) = self.locked().await? else { return Err(PruneError::Busy) };
+            let last = sqlx::query_scalar!(
+                "with gone as (select batch_id, backfill_id from elven_sync.sync_batches where batch_id = any ($3))
+                 select max(l.link) from elven_sync.sync_links l
+                  where l.entity_id = $1 and (
+                        (l.kind in ('adopted', 'pass', 'rewind', 'rebind', 'from_now') and l.ref = any ($2))
+                        or (l.kind = 'rebind' and exists (
+                            select from elven_sync.sync_passes p
+                             where p.pass_id = l.ref and p.finished_at < $4
+                               and p.pass_id < (select max(pass_id) from elven_sync.sync_passes where entity_id = $1)))
+                        or (l.kind = 'rewind' and exists (
+                            select from elven_sync.sync_passes p
+                             where p.pass_id = l.ref
+                               and p.given_up in (select elven_sync.passes_given_up($1, $4))))
+                        or (l.kind in ('backfill', 'backfill_cancel')
+                            and l.ref in (select backfill_id from gone where backfill_id is not null))
+                        or (l.kind = 'retry' and l.link = (
+                            select min(r.link) from elven_sync.sync_links r
+                             where r.entity_id = $1 and r.kind = 'retry'
+                               and r.ref >= (select max(batch_id) from gone where backfill_id is null))))",
+                self.entity_id,
+                through,
+                loose,
+                self.before
+            )
+            .fetch_one(&mut transaction)
+            .await?;
+            let Some(last) = last else {
+                transaction.rollback().await?;
+                return Ok(());
+            };
+            sqlx::query!(
+                "update elven_sync.sync_state set folded = greatest(folded, $2) where entity_id = $1",
+                self.entity_id,
+                last
+            )
+            .execute(&mut transaction)
+            .await?;
+            sqlx::query!(
+                "delete from elven_sync.sync_links where entity_id = $1 and link < $2 and not printed",
+                self.entity_id,
+                last
+            )
+            .execute(&mut transaction)
+            .await?;
+            transaction.commit().await?;
+            Ok(())
+        };
+        self.database.retry(fold).await
+    }
+
     /// Removes a limited number of batches of passes, the newest of a pass first: parts are newer than their parents.
     pub async fn remove_batches(&self, pass_ids: &[i64]) -> Pruned {
         let remove = || async {

@@ -24,7 +24,7 @@ pub use self::entities::{Entities, EntityShown, StatusCount};
 pub use self::entity::{BatchShown, EntityPage, EntityState, PassShown};
 pub use self::runs::{BackfillShown, RunShown};
 pub use self::verified::VerifyShown;
-use super::JournalError;
+use super::{JournalError, PrintLine};
 use crate::database::{Database, Transaction};
 use crate::text::without_amounts;
 
@@ -49,6 +49,8 @@ pub struct StatusPage {
     pub answers: Vec<AnswerTimes>,
     /// The last `verify` of all entities. `None`: there was none.
     pub verify: Option<VerifyShown>,
+    /// The latest print of the journal. `None`: there is none yet.
+    pub print: Option<PrintLine>,
 }
 
 impl StatusPage {
@@ -62,12 +64,13 @@ impl StatusPage {
         let runs = RunShown::last(&mut transaction).await?;
         let causes = Causes::read(&mut transaction, None).await?;
         let verify = VerifyShown::of_all(&mut transaction).await?;
+        let print = PrintLine::latest(&mut transaction).await?;
         read_by_time(&mut transaction).await?;
         let day = Day::read(&mut transaction, as_of, None).await?;
         entities.read_hours(&mut transaction, day.from).await?;
         let answers = AnswerTimes::since(&mut transaction, day.from).await?;
         transaction.commit().await?;
-        Ok(Self { as_of, alerts, entities, day, backfills, runs, causes, answers, verify })
+        Ok(Self { as_of, alerts, entities, day, backfills, runs, causes, answers, verify, print })
     }
 
     /// The number of alerts with a severity.

@@ -7,9 +7,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::super::cursor_columns::{at, xid};
-use super::super::digests::Digest;
+use super::super::digests::{Digest, running_after};
 use super::super::{Counters, CursorAdvance, JournalError, OpenWork, RequestCounts, WorkKind};
-use super::leaves::running_after;
 use super::write::WriteRequest;
 use crate::database::Transaction;
 use crate::ledger::instant_us;

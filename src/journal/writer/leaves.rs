@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::super::JournalError;
-use super::super::digests::{Digest, LeafState, chained, leaf};
-use super::super::leaves::{Sealed, seal, seal_parents};
+use super::super::digests::Digest;
+use super::super::leaves::{LeafState, Sealed, leaf, seal, seal_parents};
 use super::answers::Before;
 use super::lanes::LockedLane;
 use super::write::{Answer, WriteRequest};
@@ -87,16 +87,4 @@ impl Leaves {
         }
         Ok(())
     }
-}
-
-/// Returns the running digest after these batches.
-pub(super) fn running_after(
-    mut running: Option<Digest>,
-    batch_ids: &[i64],
-    leaves: &BTreeMap<i64, Digest>,
-) -> Option<Digest> {
-    for leaf in batch_ids.iter().filter_map(|batch_id| leaves.get(batch_id)) {
-        running = Some(chained(running.as_ref(), leaf));
-    }
-    running
 }

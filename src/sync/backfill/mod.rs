@@ -332,6 +332,7 @@ impl Worker {
             unregistered_unknown: None,
             entities_left_out: 0,
             notes: Vec::new(),
+            print: self.print().await,
         };
         Ok(BackfillReport { backfill, resumed, run })
     }

@@ -45,7 +45,8 @@ pub struct Stand {
 impl Case {
     /// Asserts that `verify` has no finding, whichever step a process was killed at.
     async fn assert_verified(&self) {
-        let proof = verify(&self.scene.settings(&[]), &self.database, &self.entities, true).await.unwrap();
+        let proof =
+            verify(&self.scene.settings(&[]), &self.database, &self.entities, true, &[]).await.unwrap();
         assert!(proof.entities.iter().all(EntityProof::holds), "{proof:?}");
     }
 

@@ -260,8 +260,11 @@ async fn each_tampering_is_found(pool: PgPool) {
     for (what, sql, expected) in TAMPERING {
         scene.sql(sql).await;
         let proof = proof(&scene, true).await;
-        let (found, said) = findings(&proof);
-        if !found.iter().eq(*expected) {
+        let (mut found, said) = findings(&proof);
+        // What is behind the cursor is found by its digests, too.
+        let has_digest = ["remove_batch", "update elven_sync.sync_batches", "elven_sync.sync_passes"];
+        let by_digest = has_digest.iter().any(|words| sql.contains(words));
+        if found.remove("digest") != by_digest || !found.iter().eq(*expected) {
             wrong.push(format!("{what}: {said}"));
         }
         scene.sql(RESTORE).await;
@@ -292,8 +295,8 @@ async fn each_tampering_with_an_open_pass_is_found(pool: PgPool) {
     assert_eq!(scene.text("select cursor_id from elven_sync.sync_state").await, "300");
     assert_eq!(assert_verified(&scene).await, (30, 30));
     for (what, sql, expected) in [
-        ("the cursor was moved forward", "update elven_sync.sync_state set cursor_id = '600'", &["gap", "unfinished"][..]),
-        ("the cursor was moved to another batch", "update elven_sync.sync_state set cursor_id = '400'", &["unfinished"]),
+        ("the cursor was moved forward", "update elven_sync.sync_state set cursor_id = '600'", &["digest", "gap", "unfinished"][..]),
+        ("the cursor was moved to another batch", "update elven_sync.sync_state set cursor_id = '400'", &["digest", "unfinished"]),
         ("the target was moved", "update elven_sync.sync_state set target = pg_current_snapshot()", &["open_pass"]),
         (
             "the open pass is closed over what waits",
@@ -301,7 +304,7 @@ async fn each_tampering_with_an_open_pass_is_found(pool: PgPool) {
              update elven_sync.sync_passes set finished_at = now(), written_by = pg_current_xact_id()",
             &["row_behind", "unfinished"],
         ),
-        ("a batch that was accepted is gone", "select remove_batch(nth_batch(2))", &["gap", "unlisted_row"]),
+        ("a batch that was accepted is gone", "select remove_batch(nth_batch(2))", &["digest", "gap", "unlisted_row"]),
         ("a row was smuggled in", "select smuggle(55, xid_of(50))", &["unlisted_row"]),
         ("a row was smuggled in where a batch is in flight", "select smuggle(355, xid_of(50))", &["unlisted_row"]),
         // The row is read with the pending ones.
