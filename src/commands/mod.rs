@@ -1,6 +1,7 @@
 //! The commands of the command line.
 
 mod attach;
+mod audit;
 mod backfill;
 mod check;
 mod connect;
@@ -83,6 +84,11 @@ enum Command {
     Map(map::Command),
     /// Prove from the journal that no row was skipped
     Verify(verify::Options),
+    /// Print the evidence of a period for an auditor: is it complete, with control totals and exceptions
+    ///
+    /// Exit codes: 0 no row is pending, set aside or unaccounted, and no outcome is unknown; 3 otherwise, or `verify` has a
+    /// finding; 2 wrong usage; 1 the period could not be audited.
+    Audit(audit::Options),
     /// Delete old journal records and keep their totals
     Prune(prune::Options),
     /// Start a strict local Elven API to try things on
@@ -110,6 +116,7 @@ impl Command {
             Self::Reference(_) => "reference",
             Self::Map(_) => "map",
             Self::Verify(_) => "verify",
+            Self::Audit(_) => "audit",
             Self::Prune(_) => "prune",
             Self::Sandbox(_) => "sandbox",
             Self::Demo(_) => "demo",
@@ -123,6 +130,7 @@ impl Command {
             Command::Check(_)
             | Command::Status(_)
             | Command::Verify(_)
+            | Command::Audit(_)
             | Command::Demo(_)
             | Command::Generate(_) => true,
             Command::Migrate(_) | Command::Serve(_) | Command::Sandbox(_) => false,
@@ -178,6 +186,7 @@ async fn execute(mut cli: Cli, environment: Environment) -> anyhow::Result<u8> {
         Command::Reference(command) => reference::run(command, &settings(environment)?).await,
         Command::Map(command) => map::run(command, &settings(environment)?).await,
         Command::Verify(options) => verify::run(options, &settings(environment)?).await,
+        Command::Audit(options) => Box::pin(audit::run(options, &settings(environment)?)).await,
         Command::Prune(options) => prune::run(options, &settings(environment)?).await,
         Command::Sandbox(options) => sandbox::run(options).await,
         Command::Generate(command) => generate::run(&command, Cli::command()),

@@ -40,6 +40,7 @@ mod name_remedy;
 mod notifications;
 mod passes;
 mod pending;
+pub mod period;
 mod preflight;
 mod privileges;
 mod problem;
