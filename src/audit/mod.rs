@@ -5,6 +5,7 @@
 mod key_search;
 mod period;
 mod row_trace;
+mod row_verdict;
 mod verify;
 
 pub use key_search::{KeyRows, RecordKey, rows_of_key};
@@ -12,6 +13,7 @@ pub use period::{
     AskedPeriod, AuditError, AuditedBatch, AuditedRow, EntityAudit, Evidence, EvidenceSink, FirstOf, Judged,
     MadeWith, NamedRow, Names, NoEvidence, Outcome, PeriodAudit, Total, Totals, audit_period, summed,
 };
-pub use row_trace::{RowReport, Verdict as RowVerdict, of_row};
+pub use row_trace::{RowReport, of_row};
+pub use row_verdict::Verdict as RowVerdict;
 pub(crate) use verify::{Asked, Proof, prove_as};
 pub use verify::{EntityProof, Finding, FindingGroup, Verification, verify};

@@ -31,14 +31,12 @@ pub(super) struct Options {
 
 pub(super) async fn run(options: Options, settings: &Settings) -> anyhow::Result<u8> {
     let asked = AskedPeriod { from: options.from, to: options.to, entities: options.entities };
-    let audited = match options.csv {
-        Some(folder) => write(settings, &asked, &folder).await?,
-        None => {
-            let database = connect(settings).await?;
-            audit_period(settings, &database, &asked, &mut NoEvidence).await.inspect(|audit| {
-                output::audit::report(audit, options.json);
-            })
-        }
+    let audited = if let Some(folder) = options.csv {
+        write(settings, &asked, &folder).await?
+    } else {
+        let database = connect(settings).await?;
+        let audited = audit_period(settings, &database, &asked, &mut NoEvidence).await;
+        audited.inspect(|audit| output::audit::report(audit, options.json))
     };
     match audited {
         Ok(audit) if audit.is_complete() => Ok(SUCCEEDED),

@@ -192,15 +192,14 @@ impl Collector<'_> {
         let winners = newest_rivals(&alone, &rivals, &rules);
         for (row, _, error) in rows {
             let resolution = error.resolution.clone().unwrap_or_default();
-            let judged = match winners.get(&row.id) {
-                Some(winner) => Judged::superseded(winner.to_string(), None),
-                None => {
-                    let why = format!(
-                        "error {} is resolved ({resolution}), but no batch that sent the row is recorded",
-                        error.error_id
-                    );
-                    Judged::new(Outcome::Unaccounted, why)
-                }
+            let judged = if let Some(winner) = winners.get(&row.id) {
+                Judged::superseded(winner.to_string(), None)
+            } else {
+                let why = format!(
+                    "error {} is resolved ({resolution}), but no batch that sent the row is recorded",
+                    error.error_id
+                );
+                Judged::new(Outcome::Unaccounted, why)
             };
             self.judge(&row, &judged.with_error(error));
         }

@@ -2,6 +2,7 @@
 //!
 //! The manifest is written last, and under its name only when it is whole: a folder with a manifest is complete.
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -256,7 +257,8 @@ impl AuditFiles {
         names.sort_unstable();
         let mut manifest = String::new();
         for name in names {
-            manifest += &format!("{}  {name}\n", sha256(&self.folder.join(name))?);
+            // Writing to a String cannot fail.
+            let _ = writeln!(manifest, "{}  {name}", sha256(&self.folder.join(name))?);
         }
         let unfinished = format!("{MANIFEST}.unfinished");
         self.whole(&unfinished, manifest.as_bytes())?;

@@ -125,7 +125,7 @@ impl Report {
             let count = counted_noun(i64::try_from(rows.count).unwrap_or(i64::MAX), "row", "rows");
             self.say(1, &format!("{count} {}:", outcome.words()));
             for row in rows.first.iter().take(SHOWN_MAX) {
-                self.say(2, &format!("row {}: {}", row.ledger_id, row.reason));
+                self.say(2, &format!("row {}: {}", row.ledger_id, without_hint(&row.reason)));
             }
             self.more(2, rows.count - rows.first.len().min(SHOWN_MAX));
         }
@@ -334,7 +334,13 @@ fn exception(error: &RowException) -> String {
             format!("settled{at}{by}: {resolution}")
         }
     };
-    format!("error {}, {} of {rows}: {}; {settled}", error.error_id, error.kind, error.cause)
+    let cause = without_hint(&error.cause);
+    format!("error {}, {} of {rows}: {cause}; {settled}", error.error_id, error.kind)
+}
+
+/// The next steps are at the beginning of the report.
+fn without_hint(text: &str) -> &str {
+    text.split_once("; hint: ").map_or(text, |(text, _)| text)
 }
 
 fn ambiguous(batch: &AuditedBatch) -> String {
