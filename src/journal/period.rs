@@ -13,8 +13,8 @@ use crate::watermark::LedgerId;
 /// The most lists of rows that are read together.
 const LISTS_PER_PAGE: i64 = 1000;
 
-/// The most errors that are read together.
-const ERRORS_PER_PAGE: i64 = 2000;
+/// The most errors or actions that are read together. An error may hold 1,000 rows.
+const ERRORS_PER_PAGE: i64 = 500;
 
 /// A batch of a backfill or a retry.
 #[derive(Clone, Debug)]

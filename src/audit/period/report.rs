@@ -86,7 +86,7 @@ pub struct AuditedBatch {
 impl AuditedBatch {
     /// Whether nobody knows whether the API has its records.
     pub fn is_unsettled(&self) -> bool {
-        self.facts.status == "unknown" || self.facts.ambiguous && self.facts.status == "sending"
+        self.facts.status == "unknown" || self.facts.status == "sending" && self.facts.attempts > 0
     }
 }
 

@@ -73,7 +73,7 @@ fn problems(audit: &PeriodAudit) -> Vec<String> {
             "other row with an open error",
             "other rows with an open error",
         ),
-        (unsettled, "ambiguous batch unsettled", "ambiguous batches unsettled"),
+        (unsettled, "batch of unknown outcome", "batches of unknown outcome"),
         (findings, "finding of verify", "findings of verify"),
     ]
     .into_iter()

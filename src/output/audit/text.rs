@@ -202,7 +202,7 @@ impl Report {
         self.say(
             1,
             &format!(
-                "Batches: {}; {} ambiguous or without an answer, {} of them unsettled",
+                "Batches: {}; {} with an attempt of unknown outcome, {} of them unsettled",
                 counted_noun(count(entity.batches), "batch", "batches"),
                 thousands(count(entity.ambiguous.count)),
                 thousands(count(entity.unsettled))

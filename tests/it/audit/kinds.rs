@@ -170,7 +170,7 @@ async fn rows_of_an_open_pass_are_pending_until_they_are_accepted(pool: PgPool) 
     assert_eq!(batches["unsettled"], 1, "{batches}");
     let text = text_of(&scene, 3, JANUARY[0], JANUARY[1]).await;
     assert!(
-        text.starts_with("2024-01-01 to 2024-02-01 is NOT complete: 10 rows pending, 1 ambiguous batch"),
+        text.starts_with("2024-01-01 to 2024-02-01 is NOT complete: 10 rows pending, 1 batch of unknown outcome, of 14 rows, 4 uploaded hint: elven-sync run"),
         "{text}"
     );
     assert!(
