@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 
 use super::collector::Collector;
-use super::outcome::Evidence;
 use super::report::{AuditedBatch, KEPT_MAX, MadeWith};
 use crate::batch::unpack_ids;
 use crate::database::Transaction;
@@ -12,14 +11,6 @@ use crate::sync::RunError;
 
 /// The ids of an exception that the report names.
 const IDS_NAMED_MAX: usize = 20;
-
-/// A batch that decided rows of the period.
-#[derive(Clone, Copy)]
-pub(super) struct Touched {
-    pub batch_id: i64,
-    pub rows: usize,
-    pub body: Option<Evidence>,
-}
 
 impl Collector<'_> {
     /// Reads the records of the batches that decided rows of the period, and forgets their numbers.

@@ -3,11 +3,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use chrono::{DateTime, Utc};
-
-use super::batches::Touched;
 use super::collector::{Collector, MadeBy, newest_rivals, winners_in};
 use super::outcome::{Evidence, Judged, Outcome};
+use super::waiting::{Touched, Undecided, Why};
 use crate::audit::verify::RulesOfBatch;
 use crate::batch::{Batch, unpack_ids};
 use crate::database::Transaction;
@@ -19,34 +17,6 @@ use crate::watermark::LedgerId;
 
 /// The words of a resolution before and after the row that was sent instead (`journal::Resolution::superseded`).
 const SUPERSEDED_BY: (&str, &str) = ("superseded by row ", " of the same account, currency and second");
-
-/// A row whose outcome depends on what came later.
-pub(super) struct Undecided {
-    pub row: Row,
-    pub why: Why,
-}
-
-/// Why the pass of a row did not upload it.
-#[derive(Clone, Copy)]
-pub(super) enum Why {
-    /// A batch of the pass set it aside.
-    SetAside(i64),
-    /// A registration from now on skipped it, at this time.
-    FromNow(Option<DateTime<Utc>>),
-    /// Its pass was pruned: it was uploaded or superseded, or it was set aside and that was settled.
-    Pruned,
-}
-
-impl Why {
-    /// Whether a later batch sent the version of the row that the ledger has.
-    fn is_before(self, batch: &LooseBatch) -> bool {
-        match self {
-            Self::SetAside(batch_id) => batch.batch_id > batch_id,
-            Self::FromNow(at) => at.is_none_or(|at| batch.created_at >= at),
-            Self::Pruned => true,
-        }
-    }
-}
 
 /// A later batch that uploaded rows, with its body if that can be made again.
 struct Later {
@@ -242,15 +212,6 @@ fn judged_by_error(why: Why, error: Option<NewestError>) -> Option<Judged> {
     // The words of `Delivery::why_resolved`; the batch of the retry was pruned.
     let is_uploaded = resolution.ends_with("uploaded") || resolution.starts_with("uploaded ");
     is_uploaded.then(|| Judged::uploaded(Evidence::Folded, None).with_error(error))
-}
-
-impl Why {
-    fn batch_id(self) -> Option<i64> {
-        match self {
-            Self::SetAside(batch_id) => Some(batch_id),
-            Self::FromNow(_) | Self::Pruned => None,
-        }
-    }
 }
 
 /// The rows of a batch that it set aside.

@@ -2,17 +2,19 @@
 //!
 //! The rows are those that the ledger has now. Each is judged by the batch of its pass that lists it, as `status --row`
 //! does ([`crate::audit::of_row`]), but all of them in the order of the journal, while `verify` reads and checks the same
-//! batches ([`collector`]). What no batch lists is read afterwards: pending rows, and rows that a registration from now on
+//! batches ([`listening`]). What no batch lists is read afterwards: pending rows, and rows that a registration from now on
 //! or a pruned pass covers ([`rest`]). Nothing is kept but totals and the first of each list. All is read in one snapshot
 //! per entity, and nothing is written.
 
 mod batches;
 mod collector;
 mod later;
+mod listening;
 mod outcome;
 mod report;
 mod rest;
 mod totals;
+mod waiting;
 
 use chrono::Utc;
 

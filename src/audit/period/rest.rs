@@ -1,8 +1,8 @@
 //! Rows of a period that no batch lists: pending rows, and rows that a registration from now on or a pruned pass covers.
 
 use super::collector::{Collector, behind};
-use super::later::{Undecided, Why};
 use super::outcome::{Judged, Outcome};
+use super::waiting::{Undecided, Why};
 use crate::database::Transaction;
 use crate::ledger::{Row, Unlisted};
 use crate::sync::RunError;

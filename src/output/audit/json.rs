@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::super::errors::time;
-use super::{NOT_PROVEN, SUMS_ARE, answer};
+use super::answer::{NOT_PROVEN, SUMS_ARE, answer};
 use crate::audit::{EntityAudit, Evidence, Names, Outcome, PeriodAudit, Total};
 
 /// Returns the document.

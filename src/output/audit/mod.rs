@@ -1,5 +1,7 @@
 //! The output of `audit`.
 
+mod answer;
+mod columns;
 mod files;
 mod json;
 mod text;
@@ -7,16 +9,7 @@ mod text;
 pub use self::files::AuditFiles;
 
 use super::{json_line, lines};
-use crate::audit::{EntityAudit, Outcome, PeriodAudit};
-use crate::text::{counted_noun, thousands};
-
-/// What a sum of the report is.
-const SUMS_ARE: &str = "a sum of snapshots is a control total, not a balance";
-
-/// What an audit never proves.
-const NOT_PROVEN: &str = "that Elven still holds the records that it accepted; rows that were deleted from the ledger, \
-                          and values that a row had before it was changed; what was changed in the ledger and in the \
-                          journal together";
+use crate::audit::PeriodAudit;
 
 /// Prints the report of `audit`.
 pub fn report(audit: &PeriodAudit, as_json: bool) {
@@ -29,55 +22,7 @@ pub fn report(audit: &PeriodAudit, as_json: bool) {
 
 /// Prints the answer of an audit, and where its files are.
 pub fn written(audit: &PeriodAudit, files: &AuditFiles) {
-    let mut said = text::paragraph(&answer(audit), 0);
+    let mut said = text::paragraph(&answer::answer(audit), 0);
     said.extend(text::paragraph(&files.said(), 0));
     lines(said.join("\n"));
-}
-
-/// Answers the question whether the period is complete, in one sentence.
-fn answer(audit: &PeriodAudit) -> String {
-    let period = format!("{} to {}", audit.from, audit.to);
-    let rows: i64 = audit.entities.iter().map(|entity| entity.rows).sum();
-    let all = counted_noun(rows, "row", "rows");
-    let counts = |outcomes: &[Outcome]| {
-        let counted = outcomes.iter().map(|outcome| (audit.count(*outcome), outcome.words()));
-        counted
-            .filter(|(count, _)| *count > 0)
-            .map(|(count, words)| format!("{} {words}", thousands(count)))
-            .collect::<Vec<_>>()
-    };
-    let fine = counts(&[Outcome::Uploaded, Outcome::Superseded, Outcome::NotSynced]);
-    let is = if audit.is_complete() { "is complete" } else { "is NOT complete" };
-    let problems = problems(audit);
-    let parts: Vec<String> = if problems.is_empty() {
-        std::iter::once(all).chain(fine).collect()
-    } else {
-        let rest = format!("of {all}{}{}", if fine.is_empty() { "" } else { ", " }, fine.join(", "));
-        problems.into_iter().chain([rest]).collect()
-    };
-    format!("{period} {is}: {}", parts.join(", "))
-}
-
-/// What keeps the period from being complete, most important first.
-fn problems(audit: &PeriodAudit) -> Vec<String> {
-    let sum = |of: fn(&EntityAudit) -> i64| audit.entities.iter().map(of).sum::<i64>();
-    let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-    let unsettled = count(audit.entities.iter().map(|entity| entity.unsettled).sum());
-    let findings = count(audit.entities.iter().map(EntityAudit::findings).sum());
-    [
-        (audit.count(Outcome::Pending), "row pending", "rows pending"),
-        (audit.count(Outcome::SetAside), "row set aside", "rows set aside"),
-        (audit.count(Outcome::Unaccounted), "row unaccounted", "rows unaccounted"),
-        (
-            sum(EntityAudit::uploaded_with_open_error),
-            "other row with an open error",
-            "other rows with an open error",
-        ),
-        (unsettled, "batch of unknown outcome", "batches of unknown outcome"),
-        (findings, "finding of verify", "findings of verify"),
-    ]
-    .into_iter()
-    .filter(|(count, ..)| *count > 0)
-    .map(|(count, one, many)| counted_noun(count, one, many))
-    .collect()
 }

@@ -1,7 +1,7 @@
 //! The report of an audit as text, in lines of at most 80 columns.
 
 use super::super::wrapped;
-use super::{NOT_PROVEN, SUMS_ARE, answer};
+use super::answer::{NOT_PROVEN, SUMS_ARE, answer};
 use crate::audit::{
     AuditedBatch, EntityAudit, Evidence, FirstOf, MadeWith, Names, Outcome, PeriodAudit, Total, summed,
 };
