@@ -189,7 +189,7 @@ impl AuditFiles {
     /// Says where the files are, and how to check them.
     pub(super) fn said(&self) -> String {
         let folder = quoted(&self.folder.to_string_lossy());
-        format!("the evidence is in {folder}; hint: cd {folder} && sha256sum -c {MANIFEST}")
+        format!("The evidence is in {folder}.\nhint: cd {folder} && sha256sum -c {MANIFEST}")
     }
 
     fn keep(&mut self, written: io::Result<()>) {

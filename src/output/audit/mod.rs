@@ -23,6 +23,6 @@ pub fn report(audit: &PeriodAudit, as_json: bool) {
 /// Prints the answer of an audit, and where its files are.
 pub fn written(audit: &PeriodAudit, files: &AuditFiles) {
     let mut said = text::paragraph(&answer::answer(audit), 0);
-    said.extend(text::paragraph(&files.said(), 0));
+    said.push(files.said());
     lines(said.join("\n"));
 }

@@ -6,7 +6,7 @@ use sqlx::PgPool;
 
 use super::{Folder, audited, text_of};
 use crate::hostile::is_harmful;
-use crate::support::{TestEnv, output_of};
+use crate::support::{TestEnv, eventually, output_of};
 
 /// Text that a terminal or a table program obeys.
 const HOSTILE: &str = "x\u{1b}[2J\n\"=cmd|'/c calc'!A1\",\u{202e}";
@@ -54,6 +54,11 @@ async fn files_and_their_manifest_are_whole(pool: PgPool) {
     );
     assert_eq!(folder.text("manifest.sha256").lines().count(), names.len() - 1);
     assert!(check(&folder));
+    let shown = folder.path.path().join("again");
+    let shown = shown.to_str().unwrap();
+    let said =
+        output_of(&scene, 3, &["audit", "--from", "2024-01-01", "--to", "2024-02-01", "--csv", shown]).await;
+    assert!(said.contains(&format!("\nhint: cd '{shown}' && sha256sum -c manifest.sha256\n")), "{said}");
     assert_eq!(folder.population().len(), 31);
     assert_eq!(folder.records("totals.csv").len(), 31);
     assert_eq!(folder.records("sent.csv").iter().filter(|total| total["evidence"] == "proven").count(), 30);
@@ -139,4 +144,27 @@ async fn hostile_names_stay_in_their_field(pool: PgPool) {
     for name in ["population.csv", "totals.csv", "exceptions.csv", "summary.txt", "summary.json"] {
         assert!(!folder.text(name).contains(is_harmful), "{name}");
     }
+}
+
+/// A process that is killed while it writes leaves files without a manifest.
+#[sqlx::test(migrations = false)]
+async fn killed_audit_leaves_no_manifest(pool: PgPool) {
+    let scene = scene(pool).await;
+    let mut holder = scene.pool.begin().await.unwrap();
+    // The audit has read the rows, and waits for the actions.
+    sqlx::query("lock table elven_sync.sync_actions in access exclusive mode")
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let shown = folder.path().to_str().unwrap();
+    let arguments = ["audit", "--from", "2024-01-01", "--to", "2024-02-01", "--csv", shown];
+    let mut child = scene.command(&arguments).spawn().unwrap();
+    let waits = "select exists (select from pg_locks l join pg_stat_activity a using (pid)
+                                 where not l.granted and a.datname = current_database())::text";
+    eventually("the audit waits", async || scene.text(waits).await == "true").await;
+    child.kill().await.unwrap();
+    holder.rollback().await.unwrap();
+    assert!(folder.path().join("population.csv").exists());
+    assert!(!folder.path().join("manifest.sha256").exists());
 }

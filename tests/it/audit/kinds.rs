@@ -302,3 +302,53 @@ async fn rows_of_pruned_passes_are_uploaded_by_a_folded_batch(pool: PgPool) {
     let text = text_of(&scene, 3, JANUARY[0], JANUARY[1]).await;
     assert!(text.contains("Uploaded, by a folded batch: 6 rows"), "{text}");
 }
+
+/// Ids that are texts, rows that share an id, and a ledger that is a view.
+#[sqlx::test(migrations = false)]
+async fn rows_that_share_an_id_are_each_counted(pool: PgPool) {
+    let mut scene = scene(pool).await;
+    scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
+    scene.entity("acme", "UTC").await;
+    scene.sql(crate::support::PARTS).await;
+    scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.parts");
+    let insert = |from: i32, to: i32| {
+        format!(
+            "insert into ledger.parts (entity_id, entity_account_id, currency, captured_at, balance)
+             select 'acme', n::text, 'BTC', '2024-01-05Z', n from generate_series({from}, {to}) n"
+        )
+    };
+    execute(&scene, insert(1, 50)).await;
+    scene.run().await;
+    execute(&scene, insert(51, 60)).await;
+    let audit = january(&scene, 3).await;
+    assert_eq!(outcomes(&audit), counted(&[("all", 60), ("uploaded", 50), ("pending", 10)]), "{audit}");
+    scene.run().await;
+    assert_eq!(outcomes(&january(&scene, 0).await), counted(&[("all", 60), ("uploaded", 60)]));
+
+    scene.sql("create table ledger.by_uuid as select gen_random_uuid() as id, 'acme' as entity_id, 'u' || n as entity_account_id,
+                      'BTC' as currency, timestamptz '2024-01-05Z' as captured_at, 1::numeric as balance,
+                      pg_current_xact_id() as change_xid from generate_series(1, 25) n;
+               create view ledger.shown as select * from ledger.by_uuid;
+               delete from elven_sync.sync_passes where false;
+               update elven_sync.sync_state set ledger_table = null, mapping = null").await;
+    scene.set("ELVEN_SYNC_LEDGER__TABLE", "ledger.shown");
+    let audit = january(&scene, 3).await;
+    assert_eq!(outcomes(&audit), counted(&[("all", 25), ("pending", 25)]), "{audit}");
+    scene.run().await;
+    assert_eq!(outcomes(&january(&scene, 0).await), counted(&[("all", 25), ("uploaded", 25)]));
+}
+
+/// A journal of another cluster says nothing about the rows of this one.
+#[sqlx::test(migrations = false)]
+async fn journal_of_another_cluster_accounts_for_no_row(pool: PgPool) {
+    let scene = scene(pool).await;
+    scene.entity("acme", "UTC").await;
+    for n in 1..=3 {
+        add(&scene, &format!("a{n}"), "0", "1").await;
+    }
+    scene.run().await;
+    scene.sql("update elven_sync.sync_state set system_identifier = 1").await;
+    let audit = january(&scene, 3).await;
+    assert_eq!(outcomes(&audit), counted(&[("all", 3), ("unaccounted", 3)]), "{audit}");
+    assert_eq!(audit["entities"][0]["verify"]["groups"][0]["what"], "watermark", "{audit}");
+}
