@@ -65,6 +65,13 @@ impl<'a> Number<'a> {
         }
     }
 
+    /// Returns the stored groups of four digits as numbers with the sign of the amount, each with its position.
+    pub(super) fn places(&self) -> impl Iterator<Item = (i32, i64)> {
+        let sign = if self.negative { -1 } else { 1 };
+        let values = self.groups.iter().map(move |group| sign * i64::from(u16::from_be_bytes(*group)));
+        (self.last..=self.first).rev().zip(values)
+    }
+
     /// Returns the four digits at a position. Groups that are not stored are zero: before, between and after the
     /// stored ones.
     fn digits(&self, place: i32) -> [u8; 4] {

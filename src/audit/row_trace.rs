@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::key_search::require_registered;
+use super::row_verdict::Verdict;
 use super::verify::chain::{self, Chain, Link};
 use crate::batch::{Batch, RecordForm, RecordRules};
 use crate::config::Settings;
@@ -19,39 +20,6 @@ use crate::ledger::{Ledger, Row};
 use crate::sync::RunError;
 use crate::text::{quoted_argument, quoted_option};
 use crate::watermark::{LedgerId, Snapshot};
-
-/// The state of a row, as in the JSON output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// The API accepted its present version.
-    Uploaded,
-    /// A newer rival was sent instead.
-    Superseded,
-    /// Set aside, with an open error in `sync_errors`.
-    SetAside,
-    /// Set aside, and the error was resolved by a person or by another row.
-    Resolved,
-    /// Not processed yet.
-    Pending,
-    /// Skipped by a registration with `--from-now`.
-    Skipped,
-    /// Processed by a pass that was pruned from the journal.
-    Pruned,
-    /// Deleted from the ledger.
-    Deleted,
-    /// Not processed according to the journal, although the watermark includes it.
-    Missing,
-    /// The database cannot read it.
-    Unreadable,
-}
-
-impl Verdict {
-    /// Whether a person should look.
-    pub fn needs_a_person(self) -> bool {
-        matches!(self, Verdict::SetAside | Verdict::Missing | Verdict::Unreadable)
-    }
-}
 
 /// The trace of a row of an entity.
 #[derive(Clone, Debug, Serialize)]
@@ -247,7 +215,13 @@ async fn judge(
             && !link.settled.as_ref().is_some_and(|settled| settled.contains(row.xid))
     };
     let Some(link) = known.chain.links.iter().rfind(covers) else {
-        return Ok(not_in_a_pass(entity_id, known, row));
+        let said = not_in_a_pass(entity_id, known, row);
+        let since = covering(known, row).and_then(|change| change.finished_at);
+        let sent_later = |batch: &&BatchOfRow| is_sent_later(batch) && Some(batch.created_at) >= since;
+        return match carried.iter().rfind(sent_later).filter(|_| said.0 == Verdict::Skipped) {
+            Some(later) => later_upload(ledger, entity_id, known, row, later).await,
+            None => Ok(said),
+        };
     };
     let leaf = carried.iter().rfind(|batch| batch.pass_id == Some(link.pass_id) && batch.status != "split");
     let Some(leaf) = leaf else {
@@ -267,7 +241,11 @@ async fn judge(
         });
     };
     if leaf.set_aside && matches!(leaf.status.as_str(), "accepted" | "rejected") {
-        return Ok(set_aside(leaf, carried, errors));
+        let later = carried.iter().rfind(|batch| batch.batch_id > leaf.batch_id && is_sent_later(batch));
+        return match later {
+            Some(later) => later_upload(ledger, entity_id, known, row, later).await,
+            None => Ok(set_aside(leaf, errors)),
+        };
     }
     if leaf.status != "accepted" {
         let says = format!("it is in batch {}, which is `{}`", leaf.batch_id, leaf.status);
@@ -276,11 +254,7 @@ async fn judge(
     if leaf.has_superseded
         && let Some(newer) = superseded_by(ledger, entity_id, known, row, leaf).await?
     {
-        let says = format!(
-            "was superseded by row {newer} of the same account, currency and second, which was sent {}",
-            sent_in(leaf)
-        );
-        return Ok((Verdict::Superseded, says));
+        return Ok((Verdict::Superseded, superseded(&newer, leaf)));
     }
     // A backfill or a retry sent it once more.
     let last = carried.iter().rfind(|batch| batch.status == "accepted" && !batch.set_aside);
@@ -291,10 +265,8 @@ async fn judge(
 
 /// Finds the state of a row version that no pass of the journal includes.
 fn not_in_a_pass(entity_id: &str, known: &Known<'_>, row: &Row) -> Said {
-    let has = |watermark: Option<&Snapshot>| watermark.is_some_and(|watermark| watermark.contains(row.xid));
-    if has(known.lane.settled.as_ref()) {
-        let covers = |change: &&Change| has(change.target.as_ref()) && !has(change.settled.as_ref());
-        return match known.chain.others.iter().find(covers).map(|change| change.kind.as_str()) {
+    if known.lane.settled.as_ref().is_some_and(|settled| settled.contains(row.xid)) {
+        return match covering(known, row).map(|change| change.kind.as_str()) {
             Some("from_now") => (
                 Verdict::Skipped,
                 "was skipped, since it was in the ledger when the entity was registered with --from-now; update it in \
@@ -337,17 +309,46 @@ fn pending(known: &Known<'_>, why: &str) -> Said {
     (Verdict::Pending, says)
 }
 
-fn set_aside(leaf: &BatchOfRow, carried: &[BatchOfRow], errors: &[RecordedError]) -> Said {
-    let later = carried.iter().rfind(|batch| {
-        batch.batch_id > leaf.batch_id
-            && batch.pass_id.is_none()
-            && batch.status == "accepted"
-            && !batch.set_aside
-    });
-    if let Some(later) = later {
-        let says = format!("was set aside by batch {}, and uploaded later {}", leaf.batch_id, sent_in(later));
-        return (Verdict::Uploaded, says);
+/// Whether a batch of a backfill or a retry sent its rows, as far as it did not set them aside.
+fn is_sent_later(batch: &BatchOfRow) -> bool {
+    batch.pass_id.is_none() && batch.status == "accepted" && !batch.set_aside
+}
+
+/// Returns the change of the watermark that covers a row version, apart from passes.
+fn covering<'k>(known: &'k Known<'_>, row: &Row) -> Option<&'k Change> {
+    let has = |watermark: Option<&Snapshot>| watermark.is_some_and(|watermark| watermark.contains(row.xid));
+    let covers = |change: &&Change| has(change.target.as_ref()) && !has(change.settled.as_ref());
+    known.chain.others.iter().find(covers)
+}
+
+/// Says what became of a row that its pass did not upload, and that a backfill or a retry lists.
+async fn later_upload(
+    ledger: &Ledger,
+    entity_id: &str,
+    known: &Known<'_>,
+    row: &Row,
+    later: &BatchOfRow,
+) -> Result<Said, RunError> {
+    if later.has_superseded
+        && let Some(newer) = superseded_by(ledger, entity_id, known, row, later).await?
+    {
+        return Ok((Verdict::Superseded, superseded(&newer, later)));
     }
+    let says = match later.backfill_id {
+        Some(_) => format!("was not uploaded by its pass, and was uploaded later {}", sent_in(later)),
+        None => format!("was set aside by its pass, and uploaded later {}", sent_in(later)),
+    };
+    Ok((Verdict::Uploaded, says))
+}
+
+fn superseded(newer: &LedgerId, batch: &BatchOfRow) -> String {
+    format!(
+        "was superseded by row {newer} of the same account, currency and second, which was sent {}",
+        sent_in(batch)
+    )
+}
+
+fn set_aside(leaf: &BatchOfRow, errors: &[RecordedError]) -> Said {
     match errors.first() {
         Some(RecordedError { error_id, resolution: Some(resolution), .. }) => {
             let says = format!(
@@ -408,8 +409,12 @@ async fn superseded_by(
         Err(problem) if problem.is_about_rows() => return Ok(None),
         rivals => rivals?,
     };
-    let newer = rivals.into_iter().filter(|rival| leaf.ids.contains(&rival.id));
-    Ok(newer.into_iter().find(|rival| batch.is_superseded_by(rival)).map(|rival| rival.id))
+    let newer = rivals.iter().filter(|rival| leaf.ids.contains(&rival.id));
+    // Of several newer rivals, the newest was sent.
+    let newest = newer
+        .filter(|rival| batch.is_superseded_by(rival))
+        .max_by_key(|rival| (rival.captured_at_us, &rival.id));
+    Ok(newest.map(|rival| rival.id.clone()))
 }
 
 /// Names the batch that sent a row, its run and its time.

@@ -1,6 +1,7 @@
 //! The commands of the command line.
 
 mod attach;
+mod audit;
 mod backfill;
 mod check;
 mod connect;
@@ -86,6 +87,11 @@ enum Command {
     Verify(verify::Options),
     /// Print one line that commits to the whole journal, to keep outside the database
     Digest(digest::Options),
+    /// Print the evidence of a period for an auditor: is it complete, with control totals and exceptions
+    ///
+    /// Exit codes: 0 no row is pending, set aside or unaccounted, and no outcome is unknown; 3 otherwise, or `verify` has a
+    /// finding; 2 wrong usage; 1 the period could not be audited.
+    Audit(audit::Options),
     /// Delete old journal records and keep their totals
     Prune(prune::Options),
     /// Start a strict local Elven API to try things on
@@ -114,6 +120,7 @@ impl Command {
             Self::Map(_) => "map",
             Self::Verify(_) => "verify",
             Self::Digest(_) => "digest",
+            Self::Audit(_) => "audit",
             Self::Prune(_) => "prune",
             Self::Sandbox(_) => "sandbox",
             Self::Demo(_) => "demo",
@@ -128,6 +135,7 @@ impl Command {
             | Command::Status(_)
             | Command::Verify(_)
             | Command::Digest(_)
+            | Command::Audit(_)
             | Command::Demo(_)
             | Command::Generate(_) => true,
             Command::Migrate(_) | Command::Serve(_) | Command::Sandbox(_) => false,
@@ -184,6 +192,7 @@ async fn execute(mut cli: Cli, environment: Environment) -> anyhow::Result<u8> {
         Command::Map(command) => map::run(command, &settings(environment)?).await,
         Command::Verify(options) => verify::run(options, &settings(environment)?).await,
         Command::Digest(options) => digest::run(options, &settings(environment)?).await,
+        Command::Audit(options) => Box::pin(audit::run(options, &settings(environment)?)).await,
         Command::Prune(options) => prune::run(options, &settings(environment)?).await,
         Command::Sandbox(options) => sandbox::run(options).await,
         Command::Generate(command) => generate::run(&command, Cli::command()),

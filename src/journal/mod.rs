@@ -44,6 +44,7 @@ mod name_remedy;
 mod notifications;
 mod passes;
 mod pending;
+pub mod period;
 mod preflight;
 mod prints;
 mod privileges;

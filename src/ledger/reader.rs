@@ -185,7 +185,7 @@ async fn in_parts<'a, 'r, T>(
 
 /// Returns account, currency and instant of the rows that can have a rival. A row that is too far from the year 2000 to
 /// be sent has none.
-fn keys<'r>(rows: &'r [Row], names: &'r Names) -> Vec<(&'r str, &'r str, i64)> {
+pub(super) fn keys<'r>(rows: &'r [Row], names: &'r Names) -> Vec<(&'r str, &'r str, i64)> {
     // A row that is too far from the year 2000 to be sent has no rival.
     let is_sent = |at: &i64| at.unsigned_abs() <= SENT_US_MAX;
     let mut keys = Vec::with_capacity(rows.len());

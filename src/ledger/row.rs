@@ -166,6 +166,11 @@ impl Row {
         [self.account.map(lossy), self.currency.map(lossy)]
     }
 
+    /// Returns account and currency for a person to read, with the bytes that are not text replaced. `None` for NULL.
+    pub fn names(&self) -> [Option<String>; 2] {
+        self.lossy().map(|name| name.map(std::borrow::Cow::into_owned))
+    }
+
     /// Returns for account and currency whether it is present and its bytes are not text.
     pub fn has_bytes_for_text(&self) -> [bool; 2] {
         let read = [self.account(), self.currency()];

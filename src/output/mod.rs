@@ -1,5 +1,6 @@
 //! All output: results on stdout, the log on stderr. No other module prints.
 
+pub mod audit;
 mod backfills;
 pub mod check;
 mod csv;

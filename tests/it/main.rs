@@ -15,6 +15,7 @@ mod alerts;
 mod answers;
 mod api_version;
 mod attach;
+mod audit;
 mod backfill;
 mod check;
 mod cluster;

@@ -28,7 +28,7 @@ async fn run(scene: &TestEnv, from: i32, until: i32) {
 }
 
 /// Makes all finished work a year old.
-const AGE: &str = "
+pub const AGE: &str = "
     update elven_sync.sync_runs set started_at = started_at - interval '1 year', finished_at = finished_at - interval '1 year';
     update elven_sync.sync_passes set started_at = started_at - interval '1 year', finished_at = finished_at - interval '1 year',
            written_by = pg_current_xact_id();

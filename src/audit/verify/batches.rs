@@ -70,7 +70,7 @@ pub(super) struct Claim<'a> {
 }
 
 /// A batch or a part that was not split, and its rows.
-pub(super) struct Leaf {
+pub(crate) struct Leaf {
     pub batch: JournalBatch,
     pub ids: Vec<LedgerId>,
 }
@@ -144,6 +144,9 @@ impl Checker<'_> {
     /// Checks the end of a pass: its last batch ends where the pass was closed, and no row comes after it.
     pub(super) fn end<'a>(&mut self, walk: Walk<'a>, claims: &mut Vec<Claim<'a>>) {
         let Walk { link, at, is_behind_cursor } = walk;
+        if link.is_open() {
+            self.recorded_to.clone_from(&at);
+        }
         let closed = match &link.stage {
             // The rows after the last batch are pending.
             Stage::Open(_) if is_behind_cursor => return,

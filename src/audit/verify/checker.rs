@@ -10,7 +10,7 @@ use crate::align::{Zone, Zones};
 use crate::journal::MapHistory;
 use crate::journal::audit::Pruned;
 use crate::ledger::Ledger;
-use crate::watermark::LedgerId;
+use crate::watermark::{Cursor, LedgerId};
 
 /// The findings of an entity that are kept; the others are only counted.
 pub(super) const FINDINGS_MAX: usize = 100;
@@ -112,6 +112,8 @@ pub(super) struct Checker<'a> {
     pub(super) newest: VecDeque<HashMap<LedgerId, u32>>,
     /// The bodies of passes before this change of the watermark may have been made from other values.
     pub(super) other_values_before: Option<i64>,
+    /// The end of the last batch of the open pass.
+    pub(super) recorded_to: Option<Cursor>,
 }
 
 impl Checker<'_> {

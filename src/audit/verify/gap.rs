@@ -11,7 +11,7 @@ use crate::text::and_more;
 
 /// Adds a finding to each entity that has such rows. Returns the gap if no entity has any, also none that is not among
 /// these, and the trigger is intact again.
-pub(super) async fn check(
+pub(crate) async fn check(
     database: &Database,
     ledger: &Ledger,
     entities: &mut [EntityProof],

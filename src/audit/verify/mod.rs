@@ -11,6 +11,7 @@ mod checker;
 mod digests;
 mod finding;
 mod gap;
+mod listener;
 mod rows;
 mod span;
 mod witness;
@@ -18,15 +19,20 @@ mod witness;
 use std::collections::{BTreeSet, VecDeque};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
+use tokio::sync::Mutex;
 
 use self::batches::Walk;
 pub use self::checker::EntityProof;
 pub use self::finding::{Finding, FindingGroup};
+pub(crate) use self::gap::check as check_gap;
+pub(crate) use self::listener::{BatchListener, Beginning, Body, CheckedLeaf, ReadBatch, XidSpan};
+pub(crate) use self::rows::{RulesOfBatch, rules_of};
 pub use self::witness::JournalProof;
 
 use self::chain::{Chain, Link};
 use self::checker::{Checker, Sample};
 use self::digests::Named;
+use self::listener::{Nobody, touches};
 use self::witness::Witness;
 use crate::align::Zones;
 use crate::config::{ConfigError, Settings};
@@ -107,7 +113,31 @@ async fn prove(
     entity_id: &str,
     asked: Asked<'_>,
 ) -> Result<EntityProof, RunError> {
-    let (mut report, proven) = prove_rows(database, ledger, zones, entity_id, asked).await?;
+    prove_asked(database, ledger, zones, entity_id, asked, &mut Nobody).await
+}
+
+/// Checks one entity, and tells a listener of its batches. Ledger rows that cannot be read are a finding.
+pub(crate) async fn prove_heard(
+    database: &Database,
+    ledger: &Ledger,
+    zones: &Zones,
+    entity_id: &str,
+    deep: bool,
+    listener: &mut impl BatchListener,
+) -> Result<EntityProof, RunError> {
+    let named = Named::default();
+    prove_asked(database, ledger, zones, entity_id, Asked::Verify { deep, named: &named }, listener).await
+}
+
+async fn prove_asked(
+    database: &Database,
+    ledger: &Ledger,
+    zones: &Zones,
+    entity_id: &str,
+    asked: Asked<'_>,
+    listener: &mut impl BatchListener,
+) -> Result<EntityProof, RunError> {
+    let (mut report, proven) = prove_rows(database, ledger, zones, entity_id, asked, listener).await?;
     if let Err(problem) = proven {
         let message = format!("{}; the checks after this point were not made", problem.in_words_of_entity());
         report.find(Finding::new("ledger", message));
@@ -158,7 +188,7 @@ pub(crate) async fn prove_as(
     entity_id: &str,
     asked: Asked<'_>,
 ) -> Result<Proof, RunError> {
-    let (report, proven) = prove_rows(database, ledger, zones, entity_id, asked).await?;
+    let (report, proven) = prove_rows(database, ledger, zones, entity_id, asked, &mut Nobody).await?;
     Ok(Proof { report, proven: proven? })
 }
 
@@ -171,11 +201,16 @@ async fn prove_rows(
     zones: &Zones,
     entity_id: &str,
     asked: Asked<'_>,
+    listener: &mut impl BatchListener,
 ) -> Result<(EntityProof, Result<Proven, LedgerError>), RunError> {
+    // Each attempt has the listener in its turn.
+    let listener = &Mutex::new(listener);
     let prove = async |ledger: &Ledger| {
         let proven = || async {
+            let listener = &mut **listener.lock().await;
             let mut report = EntityProof { entity_id: entity_id.to_owned(), ..EntityProof::default() };
-            let proven = match prove_in_snapshot(database, ledger, zones, asked, &mut report).await {
+            let proven = match prove_in_snapshot(database, ledger, zones, asked, &mut report, listener).await
+            {
                 Err(RunError::Ledger(problem)) if problem.is_about_rows() => Err(problem),
                 proven => Ok(proven?),
             };
@@ -196,6 +231,7 @@ async fn prove_in_snapshot(
     zones: &Zones,
     asked: Asked<'_>,
     report: &mut EntityProof,
+    listener: &mut impl BatchListener,
 ) -> Result<Proven, RunError> {
     let entity_id = &report.entity_id.clone()[..];
     let mut transaction = database.begin_snapshot().await.map_err(JournalError::from)?;
@@ -206,7 +242,7 @@ async fn prove_in_snapshot(
     report.pruned = records::pruned(&mut transaction, entity_id).await?;
     report.rows_set_aside_open = records::set_aside(&mut transaction, entity_id).await?;
     let values_changed = records::values_changed(&mut transaction, entity_id).await?;
-    let Chain { links, others, findings, .. } = chain::follow(entity_id, changes, &found);
+    let Chain { mut links, others, findings, .. } = chain::follow(entity_id, changes, &found);
     let is_pruned = report.pruned.is_some() || others.iter().any(|change| change.kind == "pruned");
     report.passes = links.len();
     report.skipped_from_now = others.iter().any(|change| change.kind == "from_now");
@@ -231,6 +267,12 @@ async fn prove_in_snapshot(
         Some(misfit) => report.find(Finding::new("watermark", misfit.to_string())),
         None => report.rows_pending = ledger.pending_in(&mut transaction, &progress).await?,
     }
+    let beginning = Beginning { ledger, lane: &found, others: &others, fits };
+    listener.begin(&mut transaction, beginning).await?;
+    if let Some(span) = listener.span() {
+        links.retain(|link| touches(&span, link));
+        report.passes = links.len();
+    }
     let zone = zone.and_then(|name| zones.get(&name).ok());
     let step = if matches!(asked, Asked::Verify { deep: false, .. }) { None } else { Some(1) };
     let (newest, sample) = (VecDeque::new(), Sample { step, ..Sample::default() });
@@ -247,12 +289,15 @@ async fn prove_in_snapshot(
         sample,
         newest,
         other_values_before,
+        recorded_to: None,
     };
-    checker.passes(&mut transaction, &links).await?;
+    checker.passes(&mut transaction, &links, listener).await?;
     let newest = checker.found_in_newest();
+    let recorded_to = checker.recorded_to.take();
     if let Asked::Verify { named, .. } = asked {
         digests::check(&mut transaction, entity_id, named, report).await?;
     }
+    listener.end(&mut transaction, recorded_to).await?;
     transaction.commit().await.map_err(JournalError::from)?;
     let snapshots = [found.settled.as_ref(), found.open.as_ref().map(|(_, target)| target)];
     let until = snapshots.into_iter().flatten().map(Snapshot::xmax).max();
@@ -262,7 +307,12 @@ async fn prove_in_snapshot(
 
 impl Checker<'_> {
     /// Checks passes: small ones together, a large one in pages.
-    async fn passes(&mut self, transaction: &mut Transaction, links: &[Link]) -> Result<(), RunError> {
+    async fn passes(
+        &mut self,
+        transaction: &mut Transaction,
+        links: &[Link],
+        listener: &mut impl BatchListener,
+    ) -> Result<(), RunError> {
         let mut counts = Vec::with_capacity(links.len());
         for links in links.chunks(COUNTED_MAX) {
             let pass_ids: Vec<i64> = links.iter().map(|link| link.pass_id).collect();
@@ -283,9 +333,9 @@ impl Checker<'_> {
                 until += 1;
             }
             if batches > BATCHES_TOGETHER_MAX {
-                self.large(transaction, &links[from]).await?;
+                self.large(transaction, &links[from], listener).await?;
             } else {
-                self.small(transaction, &links[from..until]).await?;
+                self.small(transaction, &links[from..until], listener).await?;
             }
             from = until;
         }
@@ -293,7 +343,12 @@ impl Checker<'_> {
     }
 
     /// Checks passes with few batches together.
-    async fn small(&mut self, transaction: &mut Transaction, links: &[Link]) -> Result<(), RunError> {
+    async fn small(
+        &mut self,
+        transaction: &mut Transaction,
+        links: &[Link],
+        listener: &mut impl BatchListener,
+    ) -> Result<(), RunError> {
         let pass_ids: Vec<i64> = links.iter().map(|link| link.pass_id).collect();
         let roots = records::roots_of_all(transaction, &pass_ids).await?;
         let parts = batches::parts(transaction, &roots).await?;
@@ -308,11 +363,16 @@ impl Checker<'_> {
             self.go_over(&mut walk, of_pass, &parts, &mut claims);
             self.end(walk, &mut claims);
         }
-        self.check_rows(transaction, claims).await
+        self.check_rows(transaction, claims, listener).await
     }
 
     /// Checks a pass with many batches in pages.
-    async fn large(&mut self, transaction: &mut Transaction, link: &Link) -> Result<(), RunError> {
+    async fn large(
+        &mut self,
+        transaction: &mut Transaction,
+        link: &Link,
+        listener: &mut impl BatchListener,
+    ) -> Result<(), RunError> {
         let mut walk = Walk::of(link);
         let mut behind = 0;
         loop {
@@ -323,10 +383,10 @@ impl Checker<'_> {
             let parts = batches::parts(transaction, &roots).await?;
             let mut claims = Vec::new();
             self.go_over(&mut walk, roots, &parts, &mut claims);
-            self.check_rows(transaction, claims).await?;
+            self.check_rows(transaction, claims, listener).await?;
         }
         let mut claims = Vec::new();
         self.end(walk, &mut claims);
-        self.check_rows(transaction, claims).await
+        self.check_rows(transaction, claims, listener).await
     }
 }

@@ -5,17 +5,18 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::batches::{Claim, Leaf};
 use super::checker::{Checker, NEWEST, ROWS_NAMED_MAX};
 use super::finding::Finding;
+use super::listener::{BatchListener, Body, CheckedLeaf, ReadBatch, XidSpan, touches};
 use super::span::Span;
-use crate::align::{Names, Offsets, Zone};
+use crate::align::{Names, Offsets, Zone, Zones};
 use crate::batch::{Batch, RecordForm, RecordRules, unpack_ids};
 use crate::database::Transaction;
-use crate::journal::audit as records;
+use crate::journal::audit::{self as records, JournalBatch};
 use crate::journal::{BatchState, MapHistory};
 use crate::ledger::{Interval, Row};
 use crate::sync::RunError;
 use crate::sync::watermark_check::start_over;
 use crate::text::and_more;
-use crate::watermark::LedgerId;
+use crate::watermark::{Cursor, LedgerId};
 
 /// The number of rows that are read of an interval beyond those that its batch lists. Each of them is a finding.
 const ROWS_TOO_MANY: usize = ROWS_NAMED_MAX + 1;
@@ -30,15 +31,29 @@ impl Claim<'_> {
             rows_max: self.rows + ROWS_TOO_MANY,
         }
     }
+
+    /// Whether the interval may have rows of these transactions.
+    fn touches(&self, span: &XidSpan) -> bool {
+        let xid = |cursor: &Option<Cursor>| cursor.as_ref().and_then(Cursor::xid);
+        touches(span, self.link)
+            && xid(&self.after).is_none_or(|after| after <= *span.end())
+            && xid(&self.until).is_none_or(|until| until >= *span.start())
+    }
 }
 
 impl Checker<'_> {
-    /// Compares claims with the ledger, and with the errors of the rows that were set aside.
+    /// Compares claims with the ledger, and with the errors of the rows that were set aside. With a listener that wants
+    /// the rows of a period, only the claims that may have such rows.
     pub(super) async fn check_rows(
         &mut self,
         transaction: &mut Transaction,
         mut claims: Vec<Claim<'_>>,
+        listener: &mut impl BatchListener,
     ) -> Result<(), RunError> {
+        let span = listener.span();
+        if let Some(span) = &span {
+            claims.retain(|claim| claim.touches(span));
+        }
         self.check_set_aside(transaction, &claims).await?;
         // Transaction ids of another cluster, and ids of another table, have no meaning in this ledger.
         if !self.fits {
@@ -74,36 +89,25 @@ impl Checker<'_> {
         for (place, ids) in unlisted {
             self.report.find(unlisted_rows(&claims[place], &ids));
         }
-        for claim in claims.iter().filter(|claim| claim.is_sampled && claim.leaves.iter().any(has_body)) {
-            let rows = self.ledger.rows_of(transaction, self.entity_id, &claim.interval()).await?;
-            for leaf in claim.leaves.iter().filter(|leaf| has_body(leaf)) {
-                let recorded = self.recorded_zone(transaction, leaf).await?;
-                let names = self.recorded_names(transaction, leaf).await?;
-                self.check_body(leaf, &rows, recorded, names);
+        for claim in claims {
+            if span.is_none() && !(claim.is_sampled && claim.leaves.iter().any(has_body)) {
+                continue;
             }
+            let rows = self.ledger.rows_of(transaction, self.entity_id, &claim.interval()).await?;
+            let mut leaves = Vec::with_capacity(claim.leaves.len());
+            for leaf in claim.leaves {
+                let body = if has_body(&leaf) {
+                    let recorded = rules_of(transaction, self.zones, leaf.batch.rules()).await?;
+                    let names = self.recorded_names(transaction, &leaf).await?;
+                    self.check_body(&leaf, &rows, recorded, names)
+                } else {
+                    Body::Empty
+                };
+                leaves.push(CheckedLeaf { leaf, body });
+            }
+            listener.read(transaction, ReadBatch { link: claim.link, leaves, rows }).await?;
         }
         Ok(())
-    }
-
-    /// Returns the zone of the body of a batch with the zone rules of that time. `None`: these rules are not known.
-    async fn recorded_zone(
-        &self,
-        transaction: &mut Transaction,
-        leaf: &Leaf,
-    ) -> Result<Option<Zone>, RunError> {
-        let Some(name) = leaf.batch.timezone.as_deref() else { return Ok(None) };
-        let in_use = self.zones.get(name).ok();
-        Ok(match &leaf.batch.zone_rules {
-            Some(rules) if in_use.as_ref().is_some_and(|zone| zone.follows(rules)) => in_use,
-            Some(rules) => {
-                let offsets = records::offsets(transaction, name, rules).await?;
-                offsets.map(|offsets| Zone::recorded(name, rules, offsets))
-            }
-            None if leaf.batch.tzdata == chrono_tz::IANA_TZDB_VERSION => {
-                Offsets::of_chrono_tz(name).map(|offsets| Zone::new(name, &leaf.batch.tzdata, offsets))
-            }
-            None => None,
-        })
     }
 
     /// Returns the names by the maps with which the body of a batch was made.
@@ -126,7 +130,7 @@ impl Checker<'_> {
     /// Rebuilds a body, if none of its rows has changed, and compares its hash. Rows that were set aside are left out:
     /// they were not in the body, supersede nothing, and may have been corrected since. `recorded`: the zone with the
     /// rules of that time. `names`: the names of that time.
-    fn check_body(&mut self, leaf: &Leaf, rows: &[Row], recorded: Option<Zone>, names: Names) {
+    fn check_body(&mut self, leaf: &Leaf, rows: &[Row], recorded: Option<Zone>, names: Names) -> Body {
         let batch = &leaf.batch;
         let all: HashSet<&LedgerId> = leaf.ids.iter().collect();
         // The order of rows that share an id is not defined, and a list of ids does not show which of these rows was
@@ -142,7 +146,7 @@ impl Checker<'_> {
             .collect();
         if rows.is_empty() || rows.len() != leaf.ids.len() - set_aside.len() {
             self.report.bodies_changed += 1;
-            return;
+            return Body::Changed;
         }
         // The batch is from before the ids of rejected rows were recorded.
         let unknown_set_aside = batch.rows_rejected > 0 && batch.rejected_ids.is_none();
@@ -153,27 +157,30 @@ impl Checker<'_> {
         };
         let Some(zone) = recorded.or_else(in_use) else {
             self.report.bodies_not_provable += 1;
-            return;
+            return Body::NotProvable;
         };
         let kind = self.ledger.mapping().currency_kind.unwrap_or_default();
         let form = RecordForm::recorded(batch.api_version, batch.source_id.as_deref(), kind);
         let Some(form) = form else {
             self.report.bodies_not_provable += 1;
-            return;
+            return Body::NotProvable;
         };
         let made = Batch::build(None, rows, &RecordRules { zone, names: names.into(), form });
         if made.body_sha256 == batch.body_sha256 {
             self.report.bodies_proven += 1;
+            Body::Proven(Box::new(made))
         } else if self.other_values_before.is_some_and(|pass_id| batch.pass_id < pass_id)
             || !has_rules
             || has_ties
             || unknown_set_aside
         {
             self.report.bodies_not_provable += 1;
+            Body::NotProvable
         } else {
             self.report.resend = Span::around(self.report.resend, Span::of(&made.rows));
             let finding = other_body(batch.batch_id, self.entity_id, &made.rows);
             self.report.find(finding.of_pass(batch.pass_id));
+            Body::Other
         }
     }
 
@@ -236,6 +243,49 @@ impl Checker<'_> {
         }
         Ok(())
     }
+}
+
+/// What a batch records of the wall-clock times of its body.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RulesOfBatch<'a> {
+    /// The zone, if it was noted.
+    pub timezone: Option<&'a str>,
+    /// The rules of the zone, if they were noted.
+    pub zone_rules: Option<&'a str>,
+    /// The version of the rules of the run that sent the batch.
+    pub tzdata: &'a str,
+}
+
+impl JournalBatch {
+    /// What it records of the wall-clock times of its body.
+    pub(crate) fn rules(&self) -> RulesOfBatch<'_> {
+        RulesOfBatch {
+            timezone: self.timezone.as_deref(),
+            zone_rules: self.zone_rules.as_deref(),
+            tzdata: &self.tzdata,
+        }
+    }
+}
+
+/// Returns the zone of the body of a batch with the zone rules of that time. `None`: these rules are not known.
+pub(crate) async fn rules_of(
+    transaction: &mut Transaction,
+    zones: &Zones,
+    recorded: RulesOfBatch<'_>,
+) -> Result<Option<Zone>, RunError> {
+    let Some(name) = recorded.timezone else { return Ok(None) };
+    let in_use = zones.get(name).ok();
+    Ok(match recorded.zone_rules {
+        Some(rules) if in_use.as_ref().is_some_and(|zone| zone.follows(rules)) => in_use,
+        Some(rules) => {
+            let offsets = records::offsets(transaction, name, rules).await?;
+            offsets.map(|offsets| Zone::recorded(name, rules, offsets))
+        }
+        None if recorded.tzdata == chrono_tz::IANA_TZDB_VERSION => {
+            Offsets::of_chrono_tz(name).map(|offsets| Zone::new(name, recorded.tzdata, offsets))
+        }
+        None => None,
+    })
 }
 
 /// Returns whether the API accepted a body of this batch.
