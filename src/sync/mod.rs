@@ -45,6 +45,7 @@ pub use dry_run::DryRunReport;
 pub use error::RunError;
 pub use foreseen::{Foreseen, ForeseenName, ForeseenReason};
 pub use lane_worker::{LaneWorker, Stop, Target};
+pub(crate) use log::{failure as log_failure, run_span};
 pub use probe::{ApiProbe, ProbeOutcome, probe_api, read_names};
 pub use progress::{EntityProgress, Progress as RowsDone};
 pub use record_rules::{record_form, setting_credential, setting_source, setting_zone};
