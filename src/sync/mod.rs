@@ -24,6 +24,7 @@ pub(crate) mod pending;
 mod poll;
 mod probe;
 mod progress;
+mod proposed_maps;
 mod proving;
 mod record_rules;
 mod reference;
