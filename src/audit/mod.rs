@@ -8,4 +8,4 @@ mod verify;
 pub use key_search::{KeyRows, RecordKey, rows_of_key};
 pub use row_trace::{RowReport, Verdict as RowVerdict, of_row};
 pub(crate) use verify::{Asked, Proof, prove_as};
-pub use verify::{EntityProof, Finding, FindingGroup, Verification, verify};
+pub use verify::{EntityProof, Finding, FindingGroup, Rewound, Verification, verify};
