@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 
 use crate::config::Settings;
 use crate::database::Database;
-use crate::journal::{Health, Journal, client_name};
+use crate::journal::{AlertsNow, Health, Journal, client_name};
 use crate::ledger::{self, Ledger, Pending};
 use crate::sync::RunError;
 use crate::sync::pending::unregistered;
 use crate::sync::watermark_check as fit;
 use crate::sync::worker::warn_of;
+
+/// The alert that names `status` as the command to begin with.
+const WEBHOOK_FAILING: &str = "WebhookFailing";
 
 /// What `status` shows.
 #[derive(Debug, Default)]
@@ -24,6 +27,8 @@ pub struct HealthReport {
     pub entities_left_out: usize,
     /// The oldest open transaction that has written to the ledger.
     pub oldest_writer: Option<ledger::Writer>,
+    /// Why alerts cannot be delivered to the webhook, if they cannot.
+    pub webhook_failure: Option<String>,
 }
 
 /// Returns the rows of `sync_health` with live counts of pending rows, the entities that are not registered, and the
@@ -64,5 +69,12 @@ pub async fn health(settings: &Settings, database: &Database) -> Result<HealthRe
         unregistered_unknown: unregistered.unknown,
         entities_left_out: unregistered.left_out.len(),
         oldest_writer: ledger.oldest_writer().await?,
+        webhook_failure: webhook_failure(database).await?,
     })
+}
+
+/// Returns the message of the alert about the webhook, whose hint is `status`.
+async fn webhook_failure(database: &Database) -> Result<Option<String>, RunError> {
+    let alerts = AlertsNow::read(database).await?.alerts;
+    Ok(alerts.into_iter().find(|alert| alert.name == WEBHOOK_FAILING).map(|alert| alert.message))
 }

@@ -7,11 +7,12 @@ use crate::config::{ConfigError, Settings};
 use crate::database::Database;
 use crate::elven::List;
 use crate::journal::{
-    self, ALL_ENTITIES, Entity, KnownName, MapEntry, MapHistory, MapKind, Mapped, unknown_entity,
+    self, ALL_ENTITIES, Entity, KnownName, MapEntry, MapHistory, MapKind, Mapped, NAME_TO_CHOOSE,
+    unknown_entity,
 };
 use crate::ledger::{Ledger, NamedRows, instant_us};
 use crate::sync::RunError;
-use crate::text::{KnownNames, counted_noun, quoted_option};
+use crate::text::{KnownNames, counted_noun, is_same_word, quoted_option};
 
 /// What a new map changes.
 #[derive(Debug)]
@@ -41,6 +42,7 @@ pub async fn add_map(settings: &Settings, database: &Database, map: MapEntry) ->
         let named = format!("the {of} {what}");
         Text::read(&named, Some(name)).map_err(|why| ConfigError(why.to_string()))?;
     }
+    refuse_name_to_choose(&map)?;
     let entities = Entity::list(database).await?;
     let map = MapEntry { entity_id: entity_of(&map, &entities)?, ..map };
     let concerned: Vec<&Entity> = entities
@@ -100,6 +102,21 @@ fn entity_of(map: &MapEntry, entities: &[Entity]) -> Result<String, ConfigError>
     }
 }
 
+/// Refuses the word that a hint has in place of a name at Elven.
+fn refuse_name_to_choose(map: &MapEntry) -> Result<(), ConfigError> {
+    if map.elven_name != NAME_TO_CHOOSE {
+        return Ok(());
+    }
+    let (of, list) = match map.map {
+        MapKind::Account => ("account", "accounts"),
+        MapKind::Currency => ("currency", "currencies"),
+    };
+    Err(ConfigError(format!(
+        "`{NAME_TO_CHOOSE}` stands for the {of} at Elven that you choose. Nothing was changed; hint: elven-sync \
+         reference {list}"
+    )))
+}
+
 /// Refuses a name at Elven that the ledger itself has for another account or currency.
 async fn refuse_name_of_the_ledger(
     ledger: &Ledger,
@@ -116,10 +133,14 @@ async fn refuse_name_of_the_ledger(
         // A name that is mapped to another one is not sent as itself.
         if names.mapped(&map.elven_name).is_none_or(|elven| elven == map.elven_name) {
             let (of, elven, ledger) = (map.map.word(), &map.elven_name, &map.ledger_name);
+            let remedy = if is_same_word(ledger, elven) {
+                format!("{}, or, if both are the same {of}", map.map.correction(ledger, elven))
+            } else {
+                format!("if `{ledger}` and `{elven}` mean the same")
+            };
             return Err(ConfigError(format!(
                 "{of} `{elven}` is also a name in the ledger: {} of entity `{entity_id}`. With this map, balances of \
-                 two names would replace each other at Elven. Nothing was changed; hint: if `{ledger}` and `{elven}` \
-                 mean the same: {} --shared",
+                 two names would replace each other at Elven. Nothing was changed; hint: {remedy}: {} --shared",
                 counted_noun(rows, "row", "rows"),
                 map.map.command(&map.entity_id, ledger, Some(elven))
             ))
@@ -144,8 +165,9 @@ async fn refuse_account_of_another_entity(
     if let Some(rows) = rows_with(ledger, map.map, &others, &map.elven_name).await?.first() {
         return Err(ConfigError(format!(
             "account `{}` at Elven would be fed by two entities of one credential: rows of entity `{}` have it, too. \
-             Nothing was changed; hint: an account belongs to one entity",
-            map.elven_name, rows.entity_id
+             Nothing was changed; hint: choose another account at Elven (`elven-sync reference accounts`), or correct \
+             the account of the rows of entity `{}` in the ledger",
+            map.elven_name, rows.entity_id, rows.entity_id
         ))
         .into());
     }

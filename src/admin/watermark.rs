@@ -54,10 +54,11 @@ pub struct Rewind {
     to: Option<Snapshot>,
     /// The watermark is not there already.
     pub is_move: bool,
-    /// Rows that were processed or skipped, and would be read again.
+    /// Rows that would be read again: those that were processed or skipped. If the journal does not show where the
+    /// watermark was, all rows.
     pub rows: i64,
-    /// The number of these rows that the API accepted.
-    pub accepted: i64,
+    /// The number of these rows that the API accepted. `None`: the journal does not show it.
+    pub accepted: Option<i64>,
 }
 
 impl Worker {
@@ -99,21 +100,33 @@ impl Worker {
             ..lane.progress(entity_id)
         };
         let all = rows_behind(at(earlier.settled.as_ref())).await?;
-        let rows = all - rows_behind(lane.progress(entity_id)).await?;
+        let is_known = lane.seal == SealState::Whole && !self.is_watermark_lost(entity_id, &lane).await?;
+        let pending = if is_known { rows_behind(lane.progress(entity_id)).await? } else { 0 };
+        let rows = all - pending;
         let skipped = match &earlier.skipped_since {
             Some(skipped) => all - rows_behind(at(Some(skipped))).await?,
             None => 0,
         };
         // A rewind to the start also binds the watermark to the present cluster and mapping.
-        let is_bound_elsewhere = lane.seal != SealState::Whole
-            || (lane.mapping.is_some() && !changes(&self.ledger, &lane).is_none());
+        let is_bound_elsewhere =
+            !is_known || (lane.mapping.is_some() && !changes(&self.ledger, &lane).is_none());
         Ok(Rewind {
             entity_id: entity_id.to_owned(),
             is_move: lane.settled != earlier.settled || lane.open.is_some() || is_bound_elsewhere,
             to: earlier.settled,
             rows,
-            accepted: (rows - skipped - earlier.not_accepted_since).max(0),
+            accepted: is_known.then_some((rows - skipped - earlier.not_accepted_since).max(0)),
         })
+    }
+
+    /// Returns whether a watermark is at the start, but its newest change is not. The rewind to the start then has to be
+    /// recorded although nothing moves, because `verify` finds a change that begins elsewhere than the last one ended.
+    async fn is_watermark_lost(&self, entity_id: &str, lane: &Lane) -> Result<bool, MoveError> {
+        if lane.settled.is_some() || lane.open.is_some() {
+            return Ok(false);
+        }
+        let newest = self.journal.earlier(entity_id, Some(DateTime::<Utc>::MAX_UTC)).await?;
+        Ok(newest.settled.is_some())
     }
 
     /// Moves a watermark back.

@@ -18,4 +18,4 @@ pub use print_lines::print_lines;
 pub use row_trace::{RowReport, of_row};
 pub use row_verdict::Verdict as RowVerdict;
 pub(crate) use verify::{Asked, Proof, prove_as};
-pub use verify::{EntityProof, Finding, FindingGroup, JournalProof, Verification, verify};
+pub use verify::{EntityProof, Finding, FindingGroup, JournalProof, Rewound, Verification, verify};

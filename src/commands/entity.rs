@@ -261,12 +261,18 @@ async fn rewind(
         output::line(format_args!("the watermark of `{id}` is already there; nothing was changed"));
         return Ok(SUCCEEDED);
     }
-    output::line(format_args!(
-        "the watermark of `{id}` moves back over {}, {} of them accepted; the next run uploads them again, and Elven \
-         may keep both uploads",
-        counted_noun(plan.rows, "row", "rows"),
-        thousands(plan.accepted)
-    ));
+    let rows = counted_noun(plan.rows, "row", "rows");
+    output::line(match plan.accepted {
+        Some(accepted) => format!(
+            "the watermark of `{id}` moves back over {rows}, {} of them accepted; the next run uploads them again, and \
+             Elven may keep both uploads",
+            thousands(accepted)
+        ),
+        None => format!(
+            "the watermark of `{id}` moves back to the start; its journal was altered or copied, so it does not show \
+             which rows Elven has; the next run uploads all {rows}, and Elven may keep both uploads"
+        ),
+    });
     if !yes && !output::confirm("Move the watermark back?")? {
         bail!("the watermark of `{id}` was not moved; hint: answer y, or add --yes");
     }

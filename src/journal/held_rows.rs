@@ -3,11 +3,12 @@
 
 use std::collections::HashSet;
 
+use super::JournalError;
 use super::problem::{Kind, Resolution, resolve};
 use super::release::{IdSearch, still_held};
 use super::storable_text::storable;
 use crate::batch::pack_ids;
-use crate::database::Transaction;
+use crate::database::{Database, Transaction};
 use crate::watermark::LedgerId;
 
 /// Rows of a batch that are held because of a name.
@@ -158,4 +159,24 @@ async fn count_again(
     .execute(&mut *transaction)
     .await?;
     Ok(found)
+}
+
+/// Replaces the hint of the open errors of held rows that have this one.
+pub async fn correct_hint(
+    database: &Database,
+    entity_id: &str,
+    before: &str,
+    now: &str,
+) -> Result<(), JournalError> {
+    let correct = || {
+        sqlx::query!(
+            "update elven_sync.sync_errors set hint = $3, message = replace(message, $2, $3)
+              where entity_id = $1 and resolved_at is null and hint = $2",
+            entity_id,
+            before,
+            now
+        )
+    };
+    database.execute(correct).await?;
+    Ok(())
 }

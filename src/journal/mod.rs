@@ -85,7 +85,7 @@ pub use facts::{Fact, Subject, Verified, note_facts, note_verified};
 pub use fence::Fence;
 pub use guard_gap::{close_guard_gap, guard_gap};
 pub use held_reads::{HeldName, HeldNow};
-pub use held_rows::HeldRows;
+pub use held_rows::{HeldRows, correct_hint};
 pub use known_names::{KnownName, StoredList};
 pub use lane::{Lane, RecordedMapping, SealState};
 pub use lane_store::{LaneStore, Reply};
@@ -95,7 +95,7 @@ pub use leases::{Holder, Lasts, Opened, Purpose, Take, Taken};
 pub use leaves::RecordedLeaf;
 pub use links::ACTIONS;
 pub use migrate::{Part, apply, check as check_schema, migrate, migrate_ledger, publications};
-pub use name_maps::{ALL_ENTITIES, MapEntry, MapHistory, MapKind, Mapped};
+pub use name_maps::{ALL_ENTITIES, MapEntry, MapHistory, MapKind, Mapped, NAME_TO_CHOOSE};
 pub use name_remedy::{Remedy, UnknownName};
 pub use notifications::{
     Alert, AlertsNow, ClaimedMessage, MessageKind, Notification, Told, claim_message, keep_subjects,

@@ -16,6 +16,9 @@ use crate::text::{quoted, quoted_option};
 /// The entity of a map of currencies that holds for all entities.
 pub const ALL_ENTITIES: &str = "*";
 
+/// Stands for the name at Elven in a command that a hint proposes, until a person has chosen one.
+pub const NAME_TO_CHOOSE: &str = "ELVEN_NAME";
+
 /// The fact that the maps of an entity were compared with the ledger.
 const COMPARED: &str = "maps_compared";
 
@@ -49,7 +52,7 @@ impl MapKind {
         };
         let is_like_an_option = [ledger, elven.unwrap_or_default()].iter().any(|name| name.starts_with('-'));
         let end_of_options = if is_like_an_option { "-- " } else { "" };
-        let (of, elven) = (self.word(), elven.map_or_else(|| "ELVEN_NAME".to_owned(), quoted));
+        let (of, elven) = (self.word(), elven.map_or_else(|| NAME_TO_CHOOSE.to_owned(), quoted));
         format!("elven-sync map {of}{entity} {end_of_options}{} {elven}", quoted(ledger))
     }
 }

@@ -16,6 +16,13 @@ pub struct UnknownName<'a> {
     pub is_of_ledger: &'a dyn Fn(&str) -> bool,
 }
 
+impl UnknownName<'_> {
+    /// Returns the name that the API knows and that is another spelling of the name that is sent.
+    pub fn spelling(&self) -> Option<&str> {
+        self.near.iter().find(|near| is_same_word(self.sent, near)).map(String::as_str)
+    }
+}
+
 /// The remedy for a name that the API does not know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Remedy {
@@ -43,16 +50,19 @@ impl Remedy {
 }
 
 impl MapKind {
+    /// Returns the words for a name that another spelling of it in the ledger replaces.
+    pub fn correction(self, ledger: &str, elven: &str) -> String {
+        format!("correct {} `{ledger}` to `{elven}` in the ledger", self.word())
+    }
+
     /// Returns the remedy for a name that the API does not know. Only another spelling of the name that is sent is
     /// proposed: another near name may be another account or currency.
     pub fn remedy(self, entity_id: &str, unknown: &UnknownName<'_>) -> Remedy {
-        let UnknownName { ledger, sent, near, is_of_ledger } = unknown;
-        match near.iter().find(|near| is_same_word(sent, near)) {
+        let UnknownName { ledger, is_of_ledger, .. } = unknown;
+        match unknown.spelling() {
             // Balances of two names would replace each other at Elven.
-            Some(elven) if is_of_ledger(elven) => {
-                Remedy::Correct(format!("correct {} `{ledger}` to `{elven}` in the ledger", self.word()))
-            }
-            elven => Remedy::Map(self.command(entity_id, ledger, elven.map(String::as_str))),
+            Some(elven) if is_of_ledger(elven) => Remedy::Correct(self.correction(ledger, elven)),
+            elven => Remedy::Map(self.command(entity_id, ledger, elven)),
         }
     }
 }

@@ -18,6 +18,7 @@ pub fn health(report: &HealthReport, as_json: bool) {
         unregistered_unknown,
         entities_left_out,
         oldest_writer,
+        webhook_failure,
     } = report;
     if as_json {
         json_line(&json!({
@@ -26,6 +27,7 @@ pub fn health(report: &HealthReport, as_json: bool) {
             "unregistered_unknown": unregistered_unknown,
             "entities_left_out": entities_left_out,
             "oldest_writer": oldest_writer,
+            "webhook_failure": webhook_failure,
         }));
         return;
     }
@@ -40,6 +42,12 @@ pub fn health(report: &HealthReport, as_json: bool) {
     unregistered(pending, *entities_left_out);
     if let Some(writer) = oldest_writer {
         line(format_args!("{}; its rows are uploaded after it commits", describe(writer)));
+    }
+    if let Some(failure) = webhook_failure {
+        line(format_args!(
+            "{failure}; hint: `elven-sync check --only configuration` reads the files of [notify]; docs/operating.md, \
+             \"When the webhook fails\", has what to do for each reason"
+        ));
     }
 }
 

@@ -5,12 +5,14 @@ use serde_json::json;
 use super::{json_line, line, lines, paragraph, table};
 use crate::admin::{PruneReport, PrunedEntity};
 use crate::audit::{EntityProof, Finding, FindingGroup, Verification};
-use crate::text::thousands;
+use crate::text::{and_more, thousands};
 
 /// Up to this many findings of a kind are printed in full; of more, only the first one, and the ids of the others.
 const FINDINGS_SHOWN_MAX: usize = 5;
 /// The most ids, or ranges of ids, that are named for the findings that are not printed in full.
 const RANGES_NAMED_MAX: usize = 50;
+/// The most entities that are named whose proof begins at a rewind.
+const REWINDS_NAMED_MAX: usize = 5;
 
 /// What `verify` never proves.
 const NOT_PROVEN: &str = "that Elven still holds the records that it accepted; rows that were deleted before they were \
@@ -69,6 +71,7 @@ pub fn report(verification: &Verification, deep: bool, as_json: bool) {
     ));
     for entity in entities {
         findings(entity);
+        notes(entity);
     }
     for finding in &journal.findings {
         line(&finding.message);
@@ -91,6 +94,20 @@ fn findings(entity: &EntityProof) {
             others(entity, group, &kept[..shown]);
         }
     }
+}
+
+/// Prints the first change of the watermark that was removed or altered before a rewind, and how many more were.
+fn notes(entity: &EntityProof) {
+    let Some(note) = entity.notes.first() else { return };
+    let more = match entity.notes.len() - 1 {
+        0 => String::new(),
+        more => format!(" (and {more} more such changes)"),
+    };
+    line(format_args!(
+        "{}: note: {}{more}; a later rewind made these rows pending again, so nothing is to be done",
+        place(entity, note),
+        note.message
+    ));
 }
 
 /// Prints which batches and rows the findings of a kind are about that are not printed in full.
@@ -211,6 +228,14 @@ fn not_proven(verification: &Verification, deep: bool) -> String {
              zone was not recorded, or a later rebind accepted other values"
         );
     }
+    let rewound: Vec<String> = entities.iter().filter_map(before_rewind).collect();
+    if !rewound.is_empty() {
+        let shown = &rewound[..rewound.len().min(REWINDS_NAMED_MAX)];
+        not_proven = format!(
+            "{not_proven}; the passes before a rewind to the start: {}",
+            and_more(shown, rewound.len())
+        );
+    }
     for (count, what) in [
         (names(|entity| entity.skipped_from_now), "rows skipped by {} at registration with --from-now"),
         (names(|entity| entity.pruned.is_some()), "the pruned part of the journal of {}"),
@@ -221,6 +246,13 @@ fn not_proven(verification: &Verification, deep: bool) -> String {
         }
     }
     not_proven
+}
+
+/// The last rewind to the start of an entity, before which no pass is checked.
+fn before_rewind(entity: &EntityProof) -> Option<String> {
+    let rewound = entity.rewound?;
+    let at = rewound.at.map_or_else(String::new, |at| format!(" of {}", at.format("%Y-%m-%d %H:%M:%SZ")));
+    Some(format!("{} (rewind {}{at})", entity.entity_id, rewound.pass_id))
 }
 
 /// Prints the report of `prune`.

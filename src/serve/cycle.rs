@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::FutureExt;
+use tracing::Span;
 
 use super::configuration::ConfigurationFact;
 use super::connected::{Connected, Target, connect_to};
@@ -16,7 +17,7 @@ use crate::database::{Database, Transient};
 use crate::journal::{JournalError, RunStatus, is_configuration_broken, note_configuration};
 use crate::notify;
 use crate::output;
-use crate::sync::{ConnectError, EntityReport, RunError, RunReport, Stop, Worker};
+use crate::sync::{ConnectError, EntityReport, RunError, RunReport, Stop, Worker, log_failure, run_span};
 use crate::text::chain;
 
 /// The most failures of a run that are logged.
@@ -139,12 +140,15 @@ fn note_failure(shared: &Shared, problem: &RunError) {
 fn log(report: &RunReport) {
     let summary = output::run_summary(report);
     systemd::status(&summary);
+    let run = report.run_id.map_or_else(Span::none, run_span);
+    let _run = run.enter();
     for note in &report.notes {
         tracing::info!(target: "elven_sync::serve", "note: {note}");
     }
-    let failures: Vec<String> = report.entities.iter().filter_map(EntityReport::failure_to_log).collect();
-    for failure in failures.iter().take(FAILURES_MAX) {
-        tracing::warn!("{failure}");
+    let failures: Vec<&EntityReport> =
+        report.entities.iter().filter(|entity| entity.failure().is_some()).collect();
+    for entity in failures.iter().take(FAILURES_MAX) {
+        log_failure(entity);
     }
     if let Some(more) = failures.len().checked_sub(FAILURES_MAX).filter(|more| *more > 0) {
         tracing::warn!("{more} more entities failed; hint: elven-sync status");

@@ -12,12 +12,12 @@ use crate::elven::{Answer, Listing};
 use crate::journal::{Counters, RunStatus};
 
 /// The span of a run.
-pub(super) fn run_span(run_id: i64) -> Span {
+pub(crate) fn run_span(run_id: i64) -> Span {
     tracing::error_span!("run", run_id)
 }
 
 /// The span of a lane.
-pub(super) fn lane_span(entity_id: &str) -> Span {
+pub(crate) fn lane_span(entity_id: &str) -> Span {
     tracing::error_span!("lane", entity_id)
 }
 
@@ -47,8 +47,15 @@ pub(super) fn run_finished(status: RunStatus, counters: &Counters, since: Instan
 
 /// Logs the failures of lanes whose run ends without a summary.
 pub(super) fn failures_without_summary(reports: &[EntityReport]) {
-    for failure in reports.iter().filter_map(EntityReport::failure_to_log) {
-        tracing::warn!("{failure}");
+    for report in reports {
+        failure(report);
+    }
+}
+
+/// Logs why a lane failed, if it did.
+pub(crate) fn failure(report: &EntityReport) {
+    if let Some(failure) = report.failure_to_log() {
+        lane_span(&report.entity_id).in_scope(|| tracing::warn!("{failure}"));
     }
 }
 

@@ -48,6 +48,18 @@ struct State {
     doubted: BTreeSet<Name>,
     /// The refused records of names in doubt that were sent alone.
     singles: BTreeMap<Name, Vec<LedgerId>>,
+    /// The maps to another spelling that hints of held rows propose.
+    proposed: BTreeSet<ProposedMap>,
+}
+
+/// A map to another spelling of a name that the API knows.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ProposedMap {
+    pub(super) kind: MapKind,
+    /// The name in the ledger.
+    pub(super) ledger: String,
+    /// The name at Elven.
+    pub(super) elven: String,
 }
 
 /// A name that the API does not know.
@@ -199,6 +211,11 @@ impl NamesOfRun {
         state.unknown.insert(name, unknown);
     }
 
+    /// Returns the maps that hints of held rows propose, once.
+    pub(super) fn take_proposed(&self) -> BTreeSet<ProposedMap> {
+        std::mem::take(&mut self.state().proposed)
+    }
+
     /// Returns the rows of a batch that are held because their names were refused in this run, by name. `again`: they
     /// were held before, and are not sent again by themselves for a while.
     pub(super) fn held_rows(&self, entity_id: &str, batch: &Batch, again: bool) -> Vec<HeldRows> {
@@ -217,7 +234,7 @@ impl NamesOfRun {
             }
         }
         let record = batch.records.first().map(|row| batch.record(*row));
-        let State { accepted, refused, unknown: unknown_names, .. } = &mut *state;
+        let State { accepted, refused, unknown: unknown_names, proposed, .. } = &mut *state;
         let held = rows.into_iter().map(|(name, (mut ids, in_ledger))| {
             let unknown = unknown_names.get_mut(&name);
             let (kind, map) = match name.list {
@@ -239,6 +256,12 @@ impl NamesOfRun {
                 near: earlier.map_or(&[], |unknown| &unknown.near),
                 is_of_ledger: &is_of_ledger,
             };
+            if let Some(elven) = remedy.spelling()
+                && !is_of_ledger(elven)
+            {
+                let (ledger, elven) = (remedy.ledger.to_owned(), elven.to_owned());
+                proposed.insert(ProposedMap { kind: map, ledger, elven });
+            }
             let hint = map.remedy(entity_id, &remedy).into_words();
             let are = if ids.len() == 1 { "is" } else { "are" };
             let rows = crate::text::counted_noun(i64::try_from(ids.len()).unwrap_or(i64::MAX), "row", "rows");

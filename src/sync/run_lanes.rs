@@ -179,7 +179,9 @@ async fn lane(worker: &Worker, run_id: i64, target: Target, polled: Arc<Polled>)
             let seen = polled.lanes.get(&entity_id).cloned().unwrap_or_default();
             worker.lane(run_id, &target, &seen, &polled.probed).await?
         };
-        worker.then_resend(run_id, &target, &polled.held, report).await
+        let report = worker.then_resend(run_id, &target, &polled.held, report).await;
+        worker.correct_proposed_maps(&target).await;
+        report
     };
     let reports = lane.instrument(lane_span(&entity_id)).await.map(|report| vec![report]);
     worker.progress.end(&entity_id);

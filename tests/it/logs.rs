@@ -157,7 +157,10 @@ async fn without_a_summary_the_log_has_the_message_of_a_failed_lane(pool: PgPool
     assert_eq!((output.status.code(), printed.as_str()), (Some(1), ""), "{log}");
     let failures: Vec<&str> = log.lines().filter(|line| line.contains("entity beta failed: ")).collect();
     assert_eq!(failures.len(), 1, "{log}");
-    assert!(failures[0].contains("WARN run{run_id=1}: ") && failures[0].contains("No/Where"), "{log}");
+    assert!(
+        failures[0].contains("WARN run{run_id=1}:lane{entity_id=beta}: ") && failures[0].contains("No/Where"),
+        "{log}"
+    );
 }
 
 /// An entity id that a terminal obeys, or that looks like another span.

@@ -215,3 +215,27 @@ async fn only_a_map_that_is_possible_is_proposed(pool: PgPool) {
     ];
     assert_eq!(scene.text(hints).await, expected.join("\n"));
 }
+
+/// The ledger has the right name in rows of an earlier run, which this run does not read.
+#[sqlx::test(migrations = false)]
+async fn map_to_a_name_of_rows_of_an_earlier_run_is_not_proposed(pool: PgPool) {
+    let scene = knowing(pool, &["solo", "duo"]).await;
+    add(&scene, 1, "'solo'", "'BTC'").await;
+    scene.run().await;
+    add(&scene, 4, "(array['Solo', 'Duo'])[n % 2 + 1]", "'BTC'").await;
+    output_of(&scene, 3, &["run"]).await;
+    let listed = output_of(&scene, 0, &["errors", "list"]).await;
+    assert!(listed.contains("hint: correct account `Solo` to `solo` in the ledger"), "{listed}");
+    assert!(listed.contains("elven-sync map account --entity 'acme' 'Duo' 'duo'"), "{listed}");
+    assert!(!listed.contains("'Solo' 'solo'"), "{listed}");
+    let message = "select message from elven_sync.sync_errors where name = 'Solo' and resolved_at is null";
+    assert!(scene.text(message).await.ends_with("; hint: correct account `Solo` to `solo` in the ledger"));
+    // What the hint says settles it.
+    scene
+        .sql(
+            "update ledger.balance_snapshots set entity_account_id = 'solo' where entity_account_id = 'Solo'",
+        )
+        .await;
+    output_of(&scene, 0, &["map", "account", "--entity", "acme", "Duo", "duo"]).await;
+    output_of(&scene, 0, &["run"]).await;
+}

@@ -2,6 +2,7 @@
 
 mod grouped;
 mod no_false_alarms;
+mod remedies;
 mod repairs;
 mod tampering;
 

@@ -100,7 +100,8 @@ impl Checker<'_> {
                         ),
                     )
                     .of_pass(walk.link.pass_id)
-                    .of_batch(Some(batch_id)),
+                    .of_batch(Some(batch_id))
+                    .mended_by_rewind(),
                 );
             }
             let leaves = self.leaves(root, parts);
@@ -116,7 +117,8 @@ impl Checker<'_> {
                         ),
                     )
                     .of_pass(walk.link.pass_id)
-                    .of_batch(Some(batch_id)),
+                    .of_batch(Some(batch_id))
+                    .mended_by_rewind(),
                 );
             }
             let mut ids = HashMap::new();
@@ -156,7 +158,7 @@ impl Checker<'_> {
                      removed; hint: {}",
                     start_over(self.entity_id)
                 );
-                self.report.find(Finding::new("gap", message).of_pass(link.pass_id));
+                self.report.find(Finding::new("gap", message).of_pass(link.pass_id).mended_by_rewind());
                 return;
             }
             Stage::Closed(last) => last,
@@ -169,7 +171,7 @@ impl Checker<'_> {
                 place(at.as_ref()),
                 start_over(self.entity_id)
             );
-            self.report.find(Finding::new("gap", message).of_pass(link.pass_id));
+            self.report.find(Finding::new("gap", message).of_pass(link.pass_id).mended_by_rewind());
         }
         claims.push(Claim {
             link,
@@ -207,8 +209,8 @@ impl Checker<'_> {
                     parts.len(),
                     start_over(self.entity_id)
                 );
-                self.report
-                    .find(Finding::new("parts", message).of_pass(node.pass_id).of_batch(Some(node.batch_id)));
+                let finding = Finding::new("parts", message).of_pass(node.pass_id);
+                self.report.find(finding.of_batch(Some(node.batch_id)).mended_by_rewind());
             }
             if parts.is_empty() {
                 leaves.push(Leaf { ids, batch: node });
@@ -250,8 +252,8 @@ impl Checker<'_> {
                 batch.batch_id,
                 start_over(self.entity_id)
             );
-            self.report
-                .find(Finding::new("counts", message).of_pass(batch.pass_id).of_batch(Some(batch.batch_id)));
+            let finding = Finding::new("counts", message).of_pass(batch.pass_id);
+            self.report.find(finding.of_batch(Some(batch.batch_id)).mended_by_rewind());
         }
         listed.unwrap_or_default()
     }

@@ -1,5 +1,12 @@
 //! The chain of watermarks: each change begins where the change before it ended, and the last one ends at the present
 //! watermark of the entity.
+//!
+//! A rewind makes each row behind its target pending again. So the proof that no row was skipped needs no change that a
+//! rewind took back: what was removed or altered there is a note, and no finding. A rewind that was made up hides
+//! nothing: the passes after it have to list each row again.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
 
 use super::finding::Finding;
 use crate::journal::Lane;
@@ -18,8 +25,21 @@ pub(crate) struct Chain {
     pub links: Vec<Link>,
     /// The other changes: rows skipped at registration, and pruned passes.
     pub others: Vec<Change>,
+    /// The last rewind to the start. The chain begins there.
+    pub rewound: Option<Rewound>,
     /// The places where the chain is broken.
     pub findings: Vec<Finding>,
+    /// The places where it was broken among the changes that a rewind took back, without a hint.
+    pub taken_back: Vec<Finding>,
+}
+
+/// A rewind to the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Rewound {
+    /// Its number in `sync_passes`.
+    pub pass_id: i64,
+    /// The time of the rewind.
+    pub at: Option<DateTime<Utc>>,
 }
 
 /// A pass of the chain.
@@ -106,13 +126,15 @@ impl Chain {
             "the change of the watermark in sync_passes {message}; hint: restore the row from a backup, or {}",
             start_over(&self.entity_id)
         );
-        self.findings.push(Finding::new(what, message).of_pass(change.pass_id));
+        self.findings.push(Finding::new(what, message).of_pass(change.pass_id).mended_by_rewind());
     }
 
     /// Removes the changes that a rewind took back: all changes after the one that includes the rewind's target.
     fn rewind(&mut self, rewind: &Change, stack: &mut Vec<Change>, seen: &[Snapshot]) {
         let Some(to) = &rewind.target else {
             stack.clear();
+            self.take_back(None);
+            self.rewound = Some(Rewound { pass_id: rewind.pass_id, at: rewind.finished_at });
             return;
         };
         let covers = |change: &Change| change.target.as_ref().is_some_and(|target| to.is_within(target));
@@ -125,6 +147,8 @@ impl Chain {
                 if let Some(last) = stack.last_mut() {
                     // The rows that it processed beyond the target are pending again.
                     last.target = Some(to.clone());
+                    let kept = last.pass_id;
+                    self.take_back(Some(kept));
                 }
             }
             _ => self.find(
@@ -135,18 +159,24 @@ impl Chain {
         }
     }
 
+    /// Turns the findings about the changes after `kept` into notes: a rewind took these changes back.
+    fn take_back(&mut self, kept: Option<i64>) {
+        let is_kept = |finding: &Finding| finding.pass_id <= kept;
+        let (kept, taken_back): (Vec<_>, Vec<_>) = self.findings.drain(..).partition(is_kept);
+        self.findings = kept;
+        self.taken_back.extend(taken_back.into_iter().map(Finding::without_hint));
+    }
+
     /// Checks that the state of the entity has the watermark of the last change, and the same open pass.
     fn ends_at(&mut self, open: Option<&Change>, watermark: Option<&Snapshot>, lane: &Lane) {
         if lane.settled.as_ref() != watermark {
             let (stands, ended) = (shown(lane.settled.as_ref()), shown(watermark));
-            self.findings.push(Finding::new(
-                "watermark",
-                format!(
-                    "the watermark in sync_state is {stands}, but the last change in sync_passes ended at {ended}: it \
-                     was moved by hand, or a pass was removed; the rows between may have been skipped; hint: {}",
-                    start_over(&self.entity_id)
-                ),
-            ));
+            let message = format!(
+                "the watermark in sync_state is {stands}, but the last change in sync_passes ended at {ended}: it was \
+                 moved by hand, or a pass was removed; the rows between may have been skipped; hint: {}",
+                start_over(&self.entity_id)
+            );
+            self.findings.push(Finding::new("watermark", message).mended_by_rewind());
         }
         let recorded = open.map(|open| (open.pass_id, open.target.as_ref()));
         let stated = lane.open.as_ref().map(|(pass_id, target)| (*pass_id, Some(target)));
@@ -157,7 +187,7 @@ impl Chain {
                  hint: {}",
                 start_over(&self.entity_id)
             );
-            self.findings.push(Finding { pass_id, ..Finding::new("open_pass", message) });
+            self.findings.push(Finding { pass_id, ..Finding::new("open_pass", message).mended_by_rewind() });
         }
     }
 
@@ -167,9 +197,11 @@ impl Chain {
             return self.find("chain", &change, "is a pass without a target");
         };
         if settled.as_ref().is_some_and(|settled| !settled.is_within(&target)) {
-            let message =
-                "a pass moves the watermark back: its target was altered; hint: restore it from a backup";
-            self.findings.push(Finding::new("chain", message).of_pass(pass_id));
+            let message = format!(
+                "a pass moves the watermark back: its target was altered; hint: restore it from a backup, or {}",
+                start_over(&self.entity_id)
+            );
+            self.findings.push(Finding::new("chain", message).of_pass(pass_id).mended_by_rewind());
         }
         let stage = if is_open { Stage::Open(lane.cursor.clone()) } else { Stage::Closed(last) };
         self.links.push(Link { pass_id, settled, target, stage });
@@ -223,6 +255,52 @@ mod tests {
 
     fn open(change: Change) -> Change {
         Change { finished_at: None, ..change }
+    }
+
+    /// What was removed or altered among the changes that a rewind took back is a note: its rows are pending again.
+    #[test]
+    fn a_rewind_turns_findings_about_the_changes_that_it_took_back_into_notes() {
+        let pass = |id, settled, target| change(id, "pass", settled, target);
+        let rewind = |id, settled, target| change(id, "rewind", settled, target);
+        for (changes, settled, noted, rewound, kept) in [
+            // A pass was removed, the entity was rewound to the start, and a run uploaded everything.
+            (
+                vec![pass(1, "", A), pass(3, B, C), rewind(4, C, ""), pass(5, "", C)],
+                C,
+                vec![3],
+                Some(4),
+                vec![],
+            ),
+            // The watermark of sync_state was altered.
+            (vec![pass(1, "", A), rewind(2, B, ""), pass(3, "", C)], C, vec![2], Some(2), vec![]),
+            // The journal was lost.
+            (vec![rewind(9, C, "")], "", vec![9], Some(9), vec![]),
+            (vec![pass(1, "", A), change(2, "rebind", A, B), rewind(3, A, "")], "", vec![2], Some(3), vec![]),
+            (vec![open(pass(1, "", A)), pass(2, "", B), rewind(3, B, "")], "", vec![1], Some(3), vec![]),
+            // A rewind to an instant takes back only what came after it.
+            (
+                vec![pass(1, "", A), pass(2, A, B), pass(4, C, C), rewind(5, C, A), pass(6, A, C)],
+                C,
+                vec![4],
+                None,
+                vec![],
+            ),
+            (vec![pass(1, A, B), pass(3, B, C), rewind(4, C, B)], B, vec![], None, vec![1]),
+            // A rewind does not answer for what comes after it.
+            (vec![pass(1, "", A), rewind(2, A, ""), pass(4, B, C)], C, vec![], Some(2), vec![4]),
+            (vec![pass(1, "", A), rewind(2, A, B)], B, vec![], None, vec![2]),
+        ] {
+            let lane =
+                Lane { settled: (!settled.is_empty()).then(|| settled.parse().unwrap()), ..Lane::default() };
+            let chain = follow("acme", changes.clone(), &lane);
+            let passes = |findings: &[Finding]| -> Vec<i64> {
+                findings.iter().filter_map(|finding| finding.pass_id).collect()
+            };
+            assert_eq!(passes(&chain.taken_back), noted, "{changes:?}");
+            assert_eq!(passes(&chain.findings), kept, "{changes:?}");
+            assert_eq!(chain.rewound.map(|rewound| rewound.pass_id), rewound, "{changes:?}");
+            assert!(chain.taken_back.iter().all(|note| !note.message.contains("hint:")), "{changes:?}");
+        }
     }
 
     #[test]

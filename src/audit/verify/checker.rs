@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use serde::Serialize;
 
+use super::chain::Rewound;
 use super::finding::{Finding, FindingGroup};
 use super::span::Span;
 use crate::align::{Zone, Zones};
@@ -60,15 +61,24 @@ pub struct EntityProof {
     pub findings: Vec<Finding>,
     /// The number of further findings.
     pub more_findings: usize,
+    /// The last rewind to the start: only the passes after it are checked. `None`: all passes are.
+    pub rewound: Option<Rewound>,
+    /// Changes of the watermark that were removed or altered, and that a rewind took back: their rows were pending
+    /// again, so these notes are no findings.
+    pub notes: Vec<Finding>,
     /// All findings by kind, in the order in which the kinds were found first.
     pub groups: Vec<FindingGroup>,
     /// The `captured_at` of the rows of all bodies that differ.
     #[serde(skip)]
     pub(super) resend: Option<Span>,
+    /// A finding asks for a rewind to the start.
+    #[serde(skip)]
+    pub(super) needs_rewind: bool,
 }
 
 impl EntityProof {
     pub(super) fn find(&mut self, finding: Finding) {
+        self.needs_rewind |= finding.is_mended_by_rewind;
         let place = self.groups.iter().position(|group| group.what == finding.what);
         let place = place.unwrap_or_else(|| {
             self.groups.push(FindingGroup::new(finding.what));

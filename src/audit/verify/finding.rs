@@ -15,6 +15,9 @@ pub struct Finding {
     pub ledger_ids: Vec<String>,
     /// What was found, what it means, and what to do.
     pub message: String,
+    /// A rewind to the start mends it, which uploads each row again.
+    #[serde(skip)]
+    pub(crate) is_mended_by_rewind: bool,
 }
 
 /// All findings of a kind about an entity, also those that are not kept in full.
@@ -54,7 +57,26 @@ impl FindingGroup {
 
 impl Finding {
     pub(crate) fn new(what: &'static str, message: impl Into<String>) -> Self {
-        Self { what, pass_id: None, batch_id: None, ledger_ids: Vec::new(), message: message.into() }
+        Self {
+            what,
+            pass_id: None,
+            batch_id: None,
+            ledger_ids: Vec::new(),
+            message: message.into(),
+            is_mended_by_rewind: false,
+        }
+    }
+
+    pub(crate) fn mended_by_rewind(self) -> Self {
+        Self { is_mended_by_rewind: true, ..self }
+    }
+
+    /// The finding as a note about the past, which leaves nothing to do.
+    pub(crate) fn without_hint(mut self) -> Self {
+        if let Some(end) = self.message.find("; hint:") {
+            self.message.truncate(end);
+        }
+        self
     }
 
     pub(crate) fn of_pass(self, pass_id: i64) -> Self {

@@ -1,9 +1,9 @@
 //! The proof that no row was skipped, from the journal and the ledger at one moment.
 //!
-//! Each row version belongs to one pass of its entity, and within the pass to the interval of one batch, which lists
-//! the row. So the proof has three parts: the passes form a chain up to the watermark ([`chain`]), the intervals of the
-//! batches of a pass touch and their counts add up ([`batches`]), and the ledger rows in an interval are in the list of
-//! its batch ([`rows`]). The proof changes nothing, and reads one snapshot, without later writes.
+//! Since the last rewind, each row version belongs to one pass of its entity, and within the pass to the interval of one
+//! batch, which lists the row. So the proof has three parts: the passes form a chain up to the watermark ([`chain`]),
+//! the intervals of the batches of a pass touch and their counts add up ([`batches`]), and the ledger rows in an interval
+//! are in the list of its batch ([`rows`]). The proof changes nothing, and reads one snapshot, without later writes.
 
 mod batches;
 pub(crate) mod chain;
@@ -22,6 +22,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::Mutex;
 
 use self::batches::Walk;
+pub use self::chain::Rewound;
 pub use self::checker::EntityProof;
 pub use self::finding::{Finding, FindingGroup};
 pub(crate) use self::gap::check as check_gap;
@@ -242,7 +243,9 @@ async fn prove_in_snapshot(
     report.pruned = records::pruned(&mut transaction, entity_id).await?;
     report.rows_set_aside_open = records::set_aside(&mut transaction, entity_id).await?;
     let values_changed = records::values_changed(&mut transaction, entity_id).await?;
-    let Chain { mut links, others, findings, .. } = chain::follow(entity_id, changes, &found);
+    let Chain { mut links, others, rewound, findings, taken_back, .. } =
+        chain::follow(entity_id, changes, &found);
+    (report.rewound, report.notes) = (rewound, taken_back);
     let is_pruned = report.pruned.is_some() || others.iter().any(|change| change.kind == "pruned");
     report.passes = links.len();
     report.skipped_from_now = others.iter().any(|change| change.kind == "from_now");

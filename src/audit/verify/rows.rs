@@ -20,6 +20,8 @@ use crate::watermark::{Cursor, LedgerId};
 
 /// The number of rows that are read of an interval beyond those that its batch lists. Each of them is a finding.
 const ROWS_TOO_MANY: usize = ROWS_NAMED_MAX + 1;
+/// As a limit of rows: all. It is a `bigint` of SQL.
+const ROWS_ALL: usize = isize::MAX as usize;
 
 impl Claim<'_> {
     fn interval(&self) -> Interval<'_> {
@@ -87,7 +89,12 @@ impl Checker<'_> {
             }
         }
         for (place, ids) in unlisted {
-            self.report.find(unlisted_rows(&claims[place], &ids));
+            let claim = &claims[place];
+            let count =
+                if ids.len() > ROWS_NAMED_MAX { self.unlisted(transaction, claim).await? } else { ids.len() };
+            let finding =
+                unlisted_rows(claim, &ids, count, self.report.needs_rewind.then_some(self.entity_id));
+            self.report.find(finding);
         }
         for claim in claims {
             if span.is_none() && !(claim.is_sampled && claim.leaves.iter().any(has_body)) {
@@ -108,6 +115,22 @@ impl Checker<'_> {
             listener.read(transaction, ReadBatch { link: claim.link, leaves, rows }).await?;
         }
         Ok(())
+    }
+
+    /// Counts all rows of an interval that its batch does not list.
+    async fn unlisted(&self, transaction: &mut Transaction, claim: &Claim<'_>) -> Result<usize, RunError> {
+        let mut left: HashMap<&LedgerId, u32> = HashMap::new();
+        for id in claim.leaves.iter().flat_map(|leaf| &leaf.ids) {
+            *left.entry(id).or_insert(0) += 1;
+        }
+        let mut unlisted = 0;
+        let row = |_, id: LedgerId| match left.get_mut(&id).filter(|times| **times > 0) {
+            Some(times) => *times -= 1,
+            None => unlisted += 1,
+        };
+        let interval = Interval { rows_max: ROWS_ALL, ..claim.interval() };
+        self.ledger.listed(transaction, self.entity_id, &[interval], row).await?;
+        Ok(unlisted)
     }
 
     /// Returns the names by the maps with which the body of a batch was made.
@@ -236,9 +259,8 @@ impl Checker<'_> {
                     batch.batch_id,
                     start_over(self.entity_id)
                 );
-                self.report.find(
-                    Finding::new("no_error", message).of_pass(batch.pass_id).of_batch(Some(batch.batch_id)),
-                );
+                let finding = Finding::new("no_error", message).of_pass(batch.pass_id);
+                self.report.find(finding.of_batch(Some(batch.batch_id)).mended_by_rewind());
             }
         }
         Ok(())
@@ -308,9 +330,9 @@ fn other_body(batch_id: i64, entity_id: &str, rows: &[Row]) -> Finding {
     Finding::new("body", message).of_batch(Some(batch_id)).of_rows(named)
 }
 
-/// The finding that an interval has rows that its batch does not list. Rows beyond those that it names are only
-/// counted, up to [`ROWS_TOO_MANY`].
-fn unlisted_rows(claim: &Claim<'_>, ids: &[LedgerId]) -> Finding {
+/// The finding that an interval has `count` rows that its batch does not list. `ids`: the first of these rows.
+/// `rewound`: the entity of which another finding asks for a rewind to the start, which uploads these rows, too.
+fn unlisted_rows(claim: &Claim<'_>, ids: &[LedgerId], count: usize, rewound: Option<&str>) -> Finding {
     let (what, place) = match claim.batch_id {
         Some(batch_id) => (
             "unlisted_row",
@@ -319,15 +341,15 @@ fn unlisted_rows(claim: &Claim<'_>, ids: &[LedgerId]) -> Finding {
         None => ("row_behind", "come after the last batch of their pass, which is closed".to_owned()),
     };
     let named: Vec<String> = ids.iter().take(ROWS_NAMED_MAX).map(ToString::to_string).collect();
-    let more = match ids.len() - named.len() {
-        0 => String::new(),
-        more => format!(" and {more} or more others"),
+    let remedy = match rewound {
+        Some(entity_id) => format!("{}, also these rows", start_over(entity_id)),
+        None => "update them in the ledger, and the next run uploads them".to_owned(),
     };
     let message = format!(
-        "rows {}{more} of the ledger {place}: they were inserted while the trigger was bypassed, so that their \
-         change_xid is older than the watermark, or the journal was altered; they may not be uploaded; hint: update \
-         them in the ledger, and the next run uploads them",
-        named.join(", ")
+        "rows {} of the ledger {place}: they were inserted while the trigger was bypassed, so that their change_xid is \
+         older than the watermark, or the journal was altered; they may not be uploaded; hint: {remedy}",
+        and_more(&named, count)
     );
-    Finding::new(what, message).of_pass(claim.link.pass_id).of_batch(claim.batch_id).of_rows(named)
+    let finding = Finding::new(what, message).of_pass(claim.link.pass_id).of_batch(claim.batch_id);
+    Finding { is_mended_by_rewind: rewound.is_some(), ..finding.of_rows(named) }
 }

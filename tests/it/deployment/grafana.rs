@@ -1,12 +1,12 @@
 //! The dashboard of Grafana: each of its queries works for a role that may read the sync tables and nothing else.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Column, Executor, PgPool, Row};
 
 use super::read;
-use crate::support::{TestEnv, output_of};
+use crate::support::{TestEnv, files_in, output_of};
 
 const DASHBOARD: &str = "deploy/grafana/dashboards/elven-sync.json";
 
@@ -60,16 +60,35 @@ async fn scene_with_everything(pool: PgPool) -> TestEnv {
 /// The statements of `reader.sql`, which psql runs, for a role of this database alone.
 fn grants(role: &str) -> String {
     let text =
-        read("deploy/grafana/reader.sql").replace(":'password'", "'x'").replace("elven_sync_read", role);
+        read("deploy/grafana/reader.sql").replace(":'password'", "'x'").replace("elven_sync_dashboard", role);
     let kept = text.lines().filter(|line| !line.starts_with('\\') && !line.ends_with("\\gset"));
     kept.collect::<Vec<_>>().join("\n")
+}
+
+/// Two files that define a role of one name replace its password, or fail.
+#[test]
+fn each_role_is_defined_in_one_place() {
+    let mut places: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let files = files_in("docs", "md").into_iter().chain(files_in("deploy", "sql"));
+    for (name, text) in files {
+        let roles =
+            text.split("create role ").skip(1).map(|rest| rest.split([' ', ';']).next().unwrap_or_default());
+        for role in roles.filter(|role| role.starts_with("elven_sync")) {
+            places.entry(role.to_owned()).or_default().insert(name.clone());
+        }
+    }
+    assert!(
+        places.contains_key("elven_sync_read") && places.contains_key("elven_sync_dashboard"),
+        "{places:?}"
+    );
+    assert!(places.values().all(|places| places.len() == 1), "{places:?}");
 }
 
 #[sqlx::test(migrations = false)]
 async fn each_query_of_the_dashboard_works_for_a_role_that_only_reads(pool: PgPool) {
     let scene = scene_with_everything(pool).await;
     let oid = scene.text("select oid::text from pg_database where datname = current_database()").await;
-    let role = format!("elven_sync_read_{oid}");
+    let role = format!("elven_sync_dashboard_{oid}");
     // A careful administrator: no role has a right that was not granted to it.
     scene.sql("revoke execute on all functions in schema elven_sync from public").await;
     sqlx::raw_sql(AssertSqlSafe(grants(&role))).execute(&scene.pool).await.unwrap();

@@ -7,7 +7,7 @@ use std::process::Command;
 use elven_sync::config::reference;
 use serde_json::{Value, json};
 
-use super::{STOP_S, assert_parses, not_tested, yaml};
+use super::{OPERATING, STOP_S, assert_parses, not_tested, yaml};
 use crate::support::{files_in, stderr, stdout};
 
 const FOLDER: &str = "deploy/kubernetes";
@@ -183,4 +183,20 @@ fn kustomizations_name_files_that_exist_and_the_version_of_the_program() {
             );
         }
     }
+}
+
+/// The recipe of the handbook for a command by hand changes the job that the CronJob makes.
+#[test]
+fn job_by_hand_has_the_arguments_of_the_command() {
+    let (_, recipe) = OPERATING.split_once("<!-- by hand with kubectl -->\n\n```sh\n").expect("the recipe");
+    let recipe = recipe.split_once("```").unwrap().0;
+    let Some(cronjob) = manifest("cronjob/cronjob.yaml") else { return };
+    let patch = recipe.split_once("-p '").unwrap().1.split_once('\'').unwrap().0;
+    let patch: Value = serde_json::from_str(patch).unwrap_or_else(|problem| panic!("{problem}: {patch}"));
+    assert_eq!(patch[0]["op"], "replace");
+    // A job has the template of the CronJob.
+    let place = patch[0]["path"].as_str().unwrap();
+    let args = cronjob["spec"]["jobTemplate"].pointer(place);
+    assert_eq!(args, Some(&json!(["run"])), "{place}");
+    assert_eq!(patch[0]["value"][0], "entity");
 }

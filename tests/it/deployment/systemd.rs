@@ -7,7 +7,7 @@ use elven_sync::config::reference;
 use sqlx::PgPool;
 use tempfile::TempDir;
 
-use super::{STOP_S, assert_parses, not_tested, read};
+use super::{OPERATING, STOP_S, assert_parses, not_tested, read};
 use crate::support::{TestEnv, stderr, stdout};
 
 const UNITS: [&str; 5] = [
@@ -164,4 +164,41 @@ async fn units_run_with_credentials_in_files(pool: PgPool) {
         }
     }
     assert_eq!(scene.text("select status from elven_sync.sync_runs").await, "succeeded");
+}
+
+/// The recipe of the handbook for a command by hand, with the files of the units.
+#[sqlx::test(migrations = false)]
+async fn command_by_hand_works_with_the_files_of_the_units(pool: PgPool) {
+    let scene = TestEnv::new(pool).await;
+    let folder = tempfile::tempdir().unwrap();
+    let plain = scene.command(&[]);
+    let value = |name: &str| {
+        let mut variables = plain.as_std().get_envs();
+        variables
+            .find_map(|(of, value)| (of == name).then(|| value.unwrap().to_str().unwrap().to_owned()))
+            .unwrap()
+    };
+    for (file, of) in
+        [("database_url", "DATABASE_URL"), ("key", "ELVEN_API_KEY"), ("secret", "ELVEN_API_SECRET")]
+    {
+        std::fs::write(folder.path().join(file), format!("{}\n", value(of))).unwrap();
+    }
+    std::fs::write(folder.path().join("elven-sync.toml"), read("deploy/kubernetes/base/elven-sync.toml"))
+        .unwrap();
+    let (_, recipe) = OPERATING.split_once("<!-- by hand with systemd -->\n\n```sh\n").expect("the recipe");
+    let recipe = recipe.split_once("```").unwrap().0;
+    assert!(recipe.contains("sudo env "), "{recipe}");
+    // Each variable of the units is in the recipe.
+    for assignment in values(&unit("elven-sync-run.service"), "Environment") {
+        let variable = assignment.split_once('=').unwrap().0;
+        assert!(recipe.contains(&format!("{variable}=/etc/elven-sync/")), "{variable}: {recipe}");
+    }
+    let script = recipe
+        .replace("sudo env ", "env ")
+        .replace("/etc/elven-sync", folder.path().to_str().unwrap())
+        .replace("entity rewind 'acme'", "entity add 'acme' --timezone UTC");
+    let mut shell = tokio::process::Command::new("sh");
+    let output = shell.env_clear().env("PATH", super::path()).args(["-euc", &script]).output().await.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{script}: {}{}", stdout(&output), stderr(&output));
+    assert_eq!(scene.text("select entity_id from elven_sync.entities").await, "acme");
 }

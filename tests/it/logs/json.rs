@@ -8,7 +8,7 @@ use nix::pty::openpty;
 use serde_json::{Map, Value};
 use sqlx::PgPool;
 
-use crate::support::{KEY, SECRET, TestEnv, fault_rules, scene_with_three_batches, stderr, stdout};
+use crate::support::{KEY, SECRET, TestEnv, fault_rules, files_in, scene_with_three_batches, stderr, stdout};
 
 /// An id that a terminal obeys, and that looks like a line of its own.
 const HOSTILE: &str = "a\"},{\"level\":\"ERROR\"}\n\u{1b}[2J\u{9b}\u{202e}";
@@ -45,6 +45,46 @@ fn lines(log: &str) -> Vec<Map<String, Value>> {
     }
     assert!(!log.contains(crate::hostile::is_harmful), "{log:?}");
     parsed
+}
+
+/// The fields that the source logs, also on lines that no test sees.
+fn logged() -> BTreeSet<String> {
+    let sources = files_in("src", "rs");
+    let calls = sources.values().flat_map(|source| source.split("tracing::").skip(1));
+    let fields = calls.filter_map(|call| {
+        let (call, rest) = call.split_once("!(")?;
+        if !["error", "warn", "info", "debug", "trace", "error_span"].contains(&call) {
+            return None;
+        }
+        let rest = rest.trim_start();
+        let rest = rest
+            .strip_prefix("target: ")
+            .and_then(|rest| rest.split_once(','))
+            .map_or(rest, |(_, rest)| rest);
+        // A span begins with its name, an event ends with its message.
+        let rest = if call == "error_span" { rest.split_once(',')?.1 } else { rest };
+        let end = if call == "error_span" { ')' } else { '"' };
+        let (before, _) = rest.split_once(end)?;
+        let names = before.split(',').map(|field| field.split('=').next().unwrap_or_default().trim());
+        let names = names.map(|name| name.trim_start_matches(['%', '?']).to_owned());
+        Some(names.filter(is_field).collect::<Vec<_>>())
+    });
+    fields.flatten().collect()
+}
+
+fn is_field(name: &String) -> bool {
+    !name.is_empty() && name.chars().all(|letter| letter.is_ascii_lowercase() || letter == '_')
+}
+
+#[test]
+fn each_field_that_the_source_logs_is_documented() {
+    let logged = logged();
+    for known in ["run_id", "entity_id", "batch_id", "http_status", "rows_uploaded"] {
+        assert!(logged.contains(known), "{known}: {logged:?}");
+    }
+    let documented = documented();
+    let undocumented: Vec<&String> = logged.difference(&documented).collect();
+    assert!(undocumented.is_empty(), "docs/operating.md#logs: {undocumented:?}");
 }
 
 #[sqlx::test(migrations = false)]

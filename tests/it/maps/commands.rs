@@ -123,3 +123,48 @@ async fn two_entities_of_a_credential_share_no_account(pool: PgPool) {
     let refused = sqlx::raw_sql(back).execute(&scene.pool).await.unwrap_err().to_string();
     assert!(refused.contains("two entities of credential"), "{refused}");
 }
+
+/// A command that a hint proposes has a word in capitals for the name that a person chooses.
+#[sqlx::test(migrations = false)]
+async fn placeholder_of_a_hint_is_no_name_at_elven(pool: PgPool) {
+    let scene = scene(pool).await;
+    for (of, list) in [("account", "accounts"), ("currency", "currencies")] {
+        let refused = output_of(&scene, 1, &["map", of, "main", "ELVEN_NAME"]).await;
+        let hint = format!("hint: elven-sync reference {list}");
+        assert!(refused.contains("`ELVEN_NAME` stands for") && refused.contains(&hint), "{refused}");
+    }
+    assert_eq!(scene.text("select count(*)::text from elven_sync.map_history").await, "0");
+}
+
+/// Another spelling of a name that the ledger has, too: the refusal says the same as `reference` and `check`.
+#[sqlx::test(migrations = false)]
+async fn refused_map_says_what_to_do(pool: PgPool) {
+    let scene = scene(pool).await;
+    scene
+        .sql(
+            "insert into ledger.balance_snapshots (entity_id, entity_account_id, currency, captured_at, balance) values
+                 ('acme', 'Main', 'usdc', '2024-02-01Z', 1), ('beta', 'theirs', 'BTC', '2024-02-01Z', 1)",
+        )
+        .await;
+    scene.entity("beta", "UTC").await;
+    for (arguments, words) in [
+        (
+            &["account", "Main", "main", "--entity", "acme"][..],
+            "hint: correct account `Main` to `main` in the ledger, or, if both are the same account: elven-sync map \
+             account --entity 'acme' 'Main' 'main' --shared",
+        ),
+        (
+            &["currency", "usdc", "USDC"],
+            "hint: correct currency `usdc` to `USDC` in the ledger, or, if both are the same currency: elven-sync map \
+             currency 'usdc' 'USDC' --shared",
+        ),
+        (
+            &["account", "main", "theirs", "--entity", "acme"],
+            "hint: choose another account at Elven (`elven-sync reference accounts`), or correct the account of the \
+             rows of entity `beta` in the ledger",
+        ),
+    ] {
+        let refused = output_of(&scene, 1, &[&["map"], arguments].concat()).await;
+        assert!(refused.contains(words), "{arguments:?}: {refused}");
+    }
+}

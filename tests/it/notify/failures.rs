@@ -56,6 +56,12 @@ async fn webhook_that_fails_fails_no_run_and_is_an_alert_until_a_post_succeeds(p
         assert!(warnings[0].contains(words), "{printed}");
         let failing = alert(&scene, "WebhookFailing").await;
         assert!(failing.message.contains(words), "{failing:?}");
+        // The command that the alert names says what fails, and what to do.
+        assert_eq!(failing.hint, "elven-sync status");
+        let status = output_of(&scene, 0, &["status"]).await;
+        let line = status.lines().find(|line| line.contains("alerts cannot be delivered to the webhook"));
+        let line = line.unwrap_or_else(|| panic!("{status}"));
+        assert!(line.contains(words) && line.contains("; hint: "), "{status}");
         // Within the wait nothing is posted, and nothing is logged.
         let posted = receiver.requests().len();
         let printed = output_of(&scene, 0, &["run"]).await;
@@ -83,6 +89,7 @@ async fn webhook_that_fails_fails_no_run_and_is_an_alert_until_a_post_succeeds(p
     output_of(&scene, 0, &["run"]).await;
     assert_eq!(receiver.told(), [BEGAN, "ended GuardBroken critical 1"]);
     assert_eq!(named(&scene).await, NONE, "a post succeeded");
+    assert!(!output_of(&scene, 0, &["status"]).await.contains("webhook"));
 }
 
 #[sqlx::test(migrations = false)]

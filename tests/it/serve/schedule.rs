@@ -117,3 +117,26 @@ async fn a_run_that_fails_is_logged_and_the_next_one_is_made(pool: PgPool) {
     let (code, printed) = service.ended().await;
     assert_eq!((code, printed.as_str()), (Some(0), ""), "stdout is for results");
 }
+
+/// The lines of a cycle belong to its run, and those of an entity to the entity.
+#[sqlx::test(migrations = false)]
+async fn lines_of_a_cycle_have_the_run_and_the_entity(pool: PgPool) {
+    let mut scene = TestEnv::new(pool).await;
+    scene.set("ELVEN_SYNC_LOG_FORMAT", "json");
+    scene.set("ELVEN_SYNC_LOG", "info");
+    scene.entity("acme", "Nowhere/City").await;
+    add_row(&scene, "a").await;
+    let service = Service::start(&scene, &["--every", "30s"]).await;
+    service.logs("entity acme failed: ").await;
+    service.logs("run 1 failed").await;
+    let log = service.log();
+    service.stop().await;
+    let line = |words: &str| -> serde_json::Value {
+        let line = log.lines().find(|line| line.contains(words)).unwrap_or_else(|| panic!("{words}: {log}"));
+        serde_json::from_str(line).unwrap()
+    };
+    let failure = line("entity acme failed: ");
+    assert_eq!((&failure["run_id"], &failure["entity_id"]), (&1.into(), &"acme".into()), "{failure}");
+    let summary = line("run 1 failed");
+    assert_eq!((&summary["run_id"], summary.get("entity_id")), (&1.into(), None), "{summary}");
+}

@@ -8,7 +8,7 @@ use crate::support::{TestEnv, output_of};
 /// Three passes of acme. The first one has 44 rows in five batches: the second batch was split for a refused row, and
 /// the third batch has a row that cannot be sent. The other passes have 5 and 3 rows. Ids have gaps, so that rows can
 /// be inserted in between.
-async fn scene_with_a_journal(pool: PgPool) -> TestEnv {
+pub async fn scene_with_a_journal(pool: PgPool) -> TestEnv {
     let mut scene = TestEnv::new(pool).await;
     scene.set("ELVEN_SYNC_SYNC__BATCH_ROWS", "10");
     scene.set("ELVEN_SYNC_SYNC__REQUESTS_IN_FLIGHT", "1");
@@ -38,7 +38,7 @@ const SAVE: &str = "
     create table saved.errors as table elven_sync.sync_errors;
     create table saved.ledger as table ledger.balance_snapshots;";
 
-const RESTORE: &str = "
+pub const RESTORE: &str = "
     alter table ledger.balance_snapshots disable trigger stamp_change_xid;
     truncate elven_sync.sync_errors, elven_sync.sync_batches, elven_sync.sync_passes, elven_sync.sync_state,
              ledger.balance_snapshots;
@@ -51,7 +51,7 @@ const RESTORE: &str = "
     alter table ledger.balance_snapshots enable always trigger stamp_change_xid;";
 
 /// Batches and passes by their position, and a way to bypass the trigger.
-const NAMES: &str = "
+pub const NAMES: &str = "
     create function nth_pass(n bigint) returns bigint language sql as
         'select pass_id from saved.passes order by pass_id offset n - 1 limit 1';
     create function nth_batch(n bigint) returns bigint language sql as
@@ -71,7 +71,7 @@ const NAMES: &str = "
         'select change_xid from saved.ledger where id = ledger_id';";
 
 /// Each way to tamper, and the kinds of findings that it has to cause.
-const TAMPERING: &[(&str, &str, &[&str])] = &[
+pub const TAMPERING: &[(&str, &str, &[&str])] = &[
     ("the first batch of a pass is gone", "select remove_batch(nth_batch(1))", &["gap", "unlisted_row"]),
     ("one in its middle is gone", "select remove_batch(nth_batch(3))", &["gap", "unlisted_row"]),
     ("one that was split is gone", "select remove_batch(nth_batch(2))", &["gap", "unlisted_row"]),
