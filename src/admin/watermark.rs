@@ -119,8 +119,8 @@ impl Worker {
         })
     }
 
-    /// Returns whether a watermark is at the start, but its newest change is not. The rewind to the start then has to be
-    /// recorded although nothing moves, because `verify` finds a change that begins elsewhere than the last one ended.
+    /// Returns whether a watermark is at the start, but its newest change is not. The rewind to the start then has to
+    /// be recorded although nothing moves: the next change begins elsewhere than the last one ended.
     async fn is_watermark_lost(&self, entity_id: &str, lane: &Lane) -> Result<bool, MoveError> {
         if lane.settled.is_some() || lane.open.is_some() {
             return Ok(false);

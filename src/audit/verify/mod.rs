@@ -1,9 +1,10 @@
 //! The proof that no row was skipped, from the journal and the ledger at one moment.
 //!
-//! Since the last rewind, each row version belongs to one pass of its entity, and within the pass to the interval of one
-//! batch, which lists the row. So the proof has three parts: the passes form a chain up to the watermark ([`chain`]),
-//! the intervals of the batches of a pass touch and their counts add up ([`batches`]), and the ledger rows in an interval
-//! are in the list of its batch ([`rows`]). The proof changes nothing, and reads one snapshot, without later writes.
+//! Since the last rewind, each row version belongs to one pass of its entity, and within the pass to the interval of
+//! one batch, which lists the row. So the proof has three parts: the passes form a chain up to the watermark
+//! ([`chain`]), the intervals of the batches of a pass touch and their counts add up ([`batches`]), and the ledger rows
+//! in an interval are in the list of its batch ([`rows`]). The proof changes nothing, and reads one snapshot, without
+//! later writes.
 
 mod batches;
 pub(crate) mod chain;

@@ -185,7 +185,7 @@ fn kustomizations_name_files_that_exist_and_the_version_of_the_program() {
     }
 }
 
-/// The recipe of the handbook for a command by hand changes the job that the CronJob makes.
+/// The recipe of the handbook for a command by hand changes the job that the `CronJob` makes.
 #[test]
 fn job_by_hand_has_the_arguments_of_the_command() {
     let (_, recipe) = OPERATING.split_once("<!-- by hand with kubectl -->\n\n```sh\n").expect("the recipe");

@@ -67,12 +67,12 @@ fn logged() -> BTreeSet<String> {
         let (before, _) = rest.split_once(end)?;
         let names = before.split(',').map(|field| field.split('=').next().unwrap_or_default().trim());
         let names = names.map(|name| name.trim_start_matches(['%', '?']).to_owned());
-        Some(names.filter(is_field).collect::<Vec<_>>())
+        Some(names.filter(|name| is_field(name)).collect::<Vec<_>>())
     });
     fields.flatten().collect()
 }
 
-fn is_field(name: &String) -> bool {
+fn is_field(name: &str) -> bool {
     !name.is_empty() && name.chars().all(|letter| letter.is_ascii_lowercase() || letter == '_')
 }
 
