@@ -51,26 +51,44 @@ pub(super) fn variables(surroundings: &Surroundings) -> Finding {
     }
 }
 
-/// Each credential can be read and used.
+/// Each credential can be read and used. A run uploads with those that can be used, and without a webhook; so only a
+/// configuration without any usable credential would stop it.
 pub(super) fn secrets(surroundings: &Surroundings) -> Outcome {
     let settings = surroundings.settings()?;
     let mut names: Vec<&str> = settings.credentials.keys().map(String::as_str).collect();
     if names.is_empty() {
         names.push("default");
     }
-    let mut short = Vec::new();
+    let (mut unusable, mut short) = (Vec::new(), Vec::new());
     for name in &names {
         let credential = match settings.credential(name) {
             Ok(credential) => credential,
-            Err(problem) => return Ok(Finding::of(Status::Failed, &problem.to_string())),
+            Err(problem) => {
+                unusable.push(problem.to_string());
+                continue;
+            }
         };
         let is_short = |secret: &str| secret.len() < SECRET_BYTES_MIN;
         if is_short(credential.key.expose_secret()) || is_short(credential.secret.expose_secret()) {
             short.push(format!("`{name}`"));
         }
     }
+    if let Some(first) = unusable.first() {
+        // Beside those of the configuration there may be one of the environment.
+        let is_another_usable = unusable.len() < names.len() || settings.credential("default").is_ok();
+        if !is_another_usable {
+            return Ok(Finding::of(Status::Failed, first));
+        }
+        let others = match unusable.len() - 1 {
+            0 => "",
+            _ => "; nor can others be used",
+        };
+        let and_so = format!("{others}; the entities of other credentials are uploaded all the same");
+        return Ok(Finding::of(Status::Warning, first).and(&and_so));
+    }
     if let Err(problem) = settings.notify.webhook() {
-        return Ok(Finding::of(Status::Failed, &problem.to_string()));
+        let and_so = "; rows are uploaded all the same, and alerts are not told";
+        return Ok(Finding::of(Status::Warning, &problem.to_string()).and(and_so));
     }
     Ok(if short.is_empty() {
         Finding::ok(format!("key and secret can be read: {}", named(&names)))
@@ -110,13 +128,17 @@ pub(super) fn secret_files(surroundings: &Surroundings) -> Outcome {
         ),
         (None, true) => Finding::ok(format!("only owner and group may read {}", shown(&closed))),
         // That check reports it.
-        (None, false) if secrets(surroundings)?.status == Status::Failed => {
-            return Err(Unmade::Needs("configuration.secrets"));
-        }
-        (None, false) => Finding::warning(
-            format!("who may read a secret cannot be seen: {}", named(unseen)),
-            "correct the setting, or remove it",
-        ),
+        (None, false) => match secrets(surroundings)?.status {
+            Status::Failed => return Err(Unmade::Needs("configuration.secrets")),
+            Status::Warning => {
+                let why = "a file cannot be looked at, see configuration.secrets";
+                return Err(Unmade::Prevented(why.to_owned()));
+            }
+            _ => Finding::warning(
+                format!("who may read a secret cannot be seen: {}", named(unseen)),
+                "correct the setting, or remove it",
+            ),
+        },
     })
 }
 

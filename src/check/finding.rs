@@ -140,6 +140,11 @@ impl Finding {
         };
         Self { status, message: message.to_owned(), hint }
     }
+
+    /// Appends what follows from the finding.
+    pub(super) fn and(self, what: &str) -> Self {
+        Self { message: self.message + what, ..self }
+    }
 }
 
 /// Returns the command of a remedy that is nothing else, so that it can be pasted: "run `elven-sync migrate`".

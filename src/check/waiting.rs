@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::connection::LIMITS;
 use super::finding::{Finding, Status, foreign};
 use super::surroundings::Surroundings;
-use crate::database::{Blocker, Waits};
+use crate::database::Blocker;
 
 /// How often it is looked at who keeps a statement waiting. Less than half of the limit for locks.
 const LOOK_EVERY: Duration = Duration::from_millis(300);
@@ -33,29 +33,18 @@ impl Surroundings {
             self.locked_by.get_or_init(|| id);
         }
         let limit = format!("{} s", LIMITS.lock.as_secs());
-        let Some(Waits { locked, blocker, behind }) = waits else {
+        let Some(waits) = waits else {
             return Finding::failed(
                 format!("another session holds a lock, so that nothing could be read within {limit}"),
                 "select pid, pg_blocking_pids(pid), query from pg_stat_activity where wait_event_type = 'Lock';",
             );
         };
-        let what = locked.unwrap_or_else(|| "an object".to_owned());
-        let waits_itself = match &behind {
-            Some(last) => format!(", which waits itself for {}", shown(last)),
-            None => String::new(),
-        };
         let message = format!(
-            "{what} could not be read within {limit}: it is locked by {}{waits_itself}",
-            shown(&blocker)
+            "{} could not be read within {limit}: it is locked by {}",
+            waits.what(),
+            waits.for_whom(Blocker::who_and_statement)
         );
-        let last = behind.as_ref().unwrap_or(&blocker);
-        let hint = match last.pid {
-            0 => "select * from pg_prepared_xacts;".to_owned(),
-            pid => format!(
-                "wait for the end of that transaction, or end it: select pg_terminate_backend({pid});"
-            ),
-        };
-        Finding::failed(foreign(&message), hint)
+        Finding::failed(foreign(&message), waits.hint())
     }
 
     /// Returns the finding of a check whose statement took too long.
@@ -74,13 +63,5 @@ impl Surroundings {
                 hint: None,
             },
         }
-    }
-}
-
-fn shown(session: &Blocker) -> String {
-    match (session.pid, session.about.as_str()) {
-        (0, _) => "a prepared transaction (end it with commit prepared or rollback prepared)".to_owned(),
-        (pid, "") => format!("pid {pid}"),
-        (pid, about) => format!("pid {pid} ({about})"),
     }
 }

@@ -12,7 +12,7 @@ use super::signals::stop_on_signal;
 use crate::config::Settings;
 use crate::journal::{self, Asked, Backfill, Cancelled, RunStatus};
 use crate::output;
-use crate::sync::{BackfillError, Worker};
+use crate::sync::{BackfillError, RecordedWait, Worker, naming_lock_holders};
 
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -118,7 +118,7 @@ async fn upload(options: Options, settings: Settings) -> Result<u8, Failure> {
     let (stop, stopped_by) = stop_on_signal(settings.sync.shutdown_grace)?;
     let database = connect(&settings).await?;
     // A standby may hold older row versions than runs have sent.
-    let worker = Worker::open(Settings { ledger_url: None, ..settings }, database, stop).await?;
+    let worker = Worker::open(Settings { ledger_url: None, ..settings }, database.clone(), stop).await?;
     if options.dry_run {
         let rehearsed = match options.resume {
             Some(backfill_id) => worker.rehearse_rest(backfill_id).await,
@@ -129,10 +129,13 @@ async fn upload(options: Options, settings: Settings) -> Result<u8, Failure> {
         return Ok(if rehearsal.needs_a_person() { INCOMPLETE } else { SUCCEEDED });
     }
     let watched = output::watch(worker.progress());
-    let report = match options.resume {
-        Some(backfill_id) => worker.resume_backfill(backfill_id).await,
-        None => worker.backfill(&asked).await,
+    let work = async {
+        match options.resume {
+            Some(backfill_id) => worker.resume_backfill(backfill_id).await,
+            None => worker.backfill(&asked).await,
+        }
     };
+    let report = naming_lock_holders(&database, &RecordedWait::default(), work).await;
     watched.end().await;
     let report = report.map_err(Failure::Backfill)?;
     output::backfill_report(&report, options.json);

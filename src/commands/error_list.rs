@@ -83,6 +83,10 @@ async fn nothing_matches(database: &Database, wanted: &Wanted, format: ErrorForm
     let is_text = format == ErrorFormat::Text;
     if is_text {
         output::no_errors(&ErrorGroup::list(database, wanted.resolved).await?, wanted.resolved);
+        // A run that fails as a whole is no error of an entity.
+        if let Some(failure) = journal::failure_of_last_run(database).await? {
+            output::line(format_args!("{failure}; hint: elven-sync check"));
+        }
     }
     let entities = Entity::list(database).await?;
     let known: Vec<&str> = entities.iter().map(|entity| entity.entity_id.as_str()).collect();

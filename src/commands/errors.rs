@@ -14,7 +14,7 @@ use crate::config::Settings;
 use crate::database::Database;
 use crate::journal::{self, ErrorGroup, Kind, RecordedError, SetAside, Wanted};
 use crate::output;
-use crate::sync::{Retried, Worker};
+use crate::sync::{RecordedWait, Retried, Worker, naming_lock_holders};
 use crate::text::quoted_option;
 
 #[derive(Debug, Subcommand)]
@@ -119,7 +119,8 @@ async fn retry(
         };
         output::line(format_args!("error {}: {state}: {why}", retried.error_id));
     };
-    let all_resolved = worker.retry(set_aside, &mut print).await?;
+    let work = worker.retry(set_aside, &mut print);
+    let all_resolved = naming_lock_holders(database, &RecordedWait::default(), work).await?;
     if *stop.borrow() {
         return Ok(128 + stopped_by.load(Ordering::Relaxed));
     }

@@ -13,7 +13,7 @@ use crate::journal::{Entity, Health, RunStatus};
 use crate::notify;
 use crate::output;
 use crate::serve;
-use crate::sync::{RunError, RunReport, Stop, Worker};
+use crate::sync::{RecordedWait, RunError, RunReport, Stop, Worker, naming_lock_holders};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -62,11 +62,14 @@ async fn make_run(
     database: &Database,
     stop: Stop,
 ) -> Result<RunReport, RunError> {
-    let worker = Worker::open(settings, database.clone(), stop).await?;
-    let watched = output::watch(worker.progress());
-    let report = worker.run(&options.entities).await;
-    watched.end().await;
-    report
+    let run = async {
+        let worker = Worker::open_for_run(settings, database.clone(), stop).await?;
+        let watched = output::watch(worker.progress());
+        let report = worker.run(&options.entities).await;
+        watched.end().await;
+        report
+    };
+    naming_lock_holders(database, &RecordedWait::default(), run).await
 }
 
 /// Prints the report.

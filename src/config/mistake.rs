@@ -104,15 +104,28 @@ fn hint(keys: &[String]) -> &'static str {
     if keys.first().is_some_and(|key| key == "credentials") { CREDENTIALS_HINT } else { "" }
 }
 
-/// `[credentials.acme] key`, as the file spells it.
+/// `[credentials.acme] key`, as the file spells it, as far as a key may be a name.
 fn setting(keys: &[String]) -> String {
-    match keys {
-        [.., _] if keys.len() > 1 => {
-            let (section, key) = keys.split_at(keys.len() - 1);
-            format!("[{}] {}", section.join("."), key.concat())
-        }
+    let keys: Vec<String> = keys.iter().map(|key| shown(key)).collect();
+    match &keys[..] {
+        [section @ .., key] if !section.is_empty() => format!("[{}] {key}", section.join(".")),
         _ => format!("[{}]", keys.concat()),
     }
+}
+
+/// The most characters of a key that is shown. Names of settings are shorter, and so is a name that somebody chose.
+const KEY_CHARS_MAX: usize = 30;
+/// The characters that are shown of another key.
+const KEY_CHARS_SHOWN: usize = 4;
+
+/// Returns a key, or its beginning if it is no name: it may be an address or a secret in place of a name.
+fn shown(key: &str) -> String {
+    let is_name = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | ' ');
+    if key.chars().count() <= KEY_CHARS_MAX && key.chars().all(is_name) {
+        return key.to_owned();
+    }
+    let beginning: String = key.chars().take(KEY_CHARS_SHOWN).take_while(|c| is_name(*c)).collect();
+    format!("{beginning}...")
 }
 
 /// Returns the number of the line, counted from 1.
@@ -183,6 +196,11 @@ mod tests {
             ("[credentials.acme]\nkey_env = {a = \"SECRET\"}\n", "line 2: [credentials.acme] key_env: "),
             ("secret = \"SECRET\"\n", "line 1: [secret]: unknown field"),
             ("[notifi]\nurl = \"SECRET\"\n", "line 1: [notifi]: unknown section"),
+            (
+                "[notify]\n\"https://hooks.example.com/SECRET\" = 1\n",
+                "line 2: [notify] http...: unknown field",
+            ),
+            ("\"SECRET@db/treasury\" = 1\n", "line 1: [REAL...]: unknown field"),
             ("[sync]\non_ambiguous = \"SECRET\"\n", "line 2: [sync] on_ambiguous: "),
             ("[sync]\non_ambiguous = \"SECRET, expected SECRET\"\n", "line 2: [sync] on_ambiguous: "),
             ("[sync]\nlease = \"SECRET\"\n", "line 2: [sync] lease: "),

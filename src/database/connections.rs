@@ -63,7 +63,7 @@ impl DerefMut for Session {
 pub(super) type PooledConnection = Object<ConnectionManager>;
 
 /// Where the servers are, and how to log in.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Source {
     /// They stay the same.
     Hosts(Hosts),
@@ -176,6 +176,12 @@ pub(super) async fn to(
 /// Creates the pool for the server of these options.
 pub(super) fn like(options: PgConnectOptions, count_max: usize, away_max: Duration) -> Connections {
     new(Source::Hosts(Hosts::from(options)), None, count_max, away_max)
+}
+
+/// Creates another pool for the same servers, with the same names of sessions.
+pub(super) fn beside(connections: &Connections, count_max: usize, away_max: Duration) -> Connections {
+    let ConnectionManager { source, name, .. } = connections.manager();
+    new(source.clone(), name.clone(), count_max, away_max)
 }
 
 #[expect(clippy::expect_used, reason = "it has the runtime without which its limits would be refused")]

@@ -51,6 +51,7 @@ impl Transaction {
     ) -> Result<Vec<Either<PgQueryResult, PgRow>>, sqlx::Error> {
         let limit = self.limit();
         let query = Unnamed::of(query)?;
+        let _under_way = self.under_way();
         within(limit, self.connection()?.fetch_many(query).try_collect()).await
     }
 }

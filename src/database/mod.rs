@@ -14,6 +14,7 @@ mod executor;
 mod hosts;
 mod server;
 mod session_name;
+mod statements;
 mod tls;
 mod transaction;
 mod transient;
@@ -34,6 +35,7 @@ use self::defaults::Defaults;
 pub use self::executor::SingleRoundTrip;
 pub use self::server::{OtherInstallation, ReplayState, ServerFacts, TIMELINE};
 use self::session_name::SessionName;
+pub use self::statements::Statements;
 pub use self::transaction::Transaction;
 pub use self::transient::Transient;
 pub(crate) use self::transient::within;
@@ -61,6 +63,8 @@ pub struct Database {
     limits: Option<Limits>,
     /// The name of the sessions. `None`: their address names them.
     name: Option<SessionName>,
+    /// The statements of the process that are under way, on this server and on a standby.
+    statements: Statements,
     process: Arc<Process>,
 }
 
@@ -127,6 +131,7 @@ impl Database {
             defaults,
             limits: None,
             name: Some(name),
+            statements: Statements::default(),
             process: Arc::default(),
         })
     }
@@ -137,7 +142,27 @@ impl Database {
         let name = self.name.clone().unwrap_or_else(|| SessionName::of(&address.activity));
         let count_max = self.connections.status().max_size;
         let connected = Self::connect_as(&address, name, count_max, self.reconnect_timeout).await?;
-        Ok(Self { limits: self.limits, ..connected })
+        Ok(Self { limits: self.limits, statements: self.statements.clone(), ..connected })
+    }
+
+    /// Returns the same server with a connection of its own, for what has to work while all other connections wait. It
+    /// gives up soon, and knows nothing of the state of the others.
+    #[must_use]
+    pub fn beside(&self, limits: Limits) -> Self {
+        let reconnect_timeout = limits.statement.min(self.reconnect_timeout);
+        Self {
+            connections: connections::beside(&self.connections, 1, reconnect_timeout),
+            reconnect_timeout,
+            limits: Some(limits),
+            statements: Statements::default(),
+            process: Arc::default(),
+            ..self.clone()
+        }
+    }
+
+    /// Returns the statements of the process that are under way.
+    pub fn statements(&self) -> &Statements {
+        &self.statements
     }
 
     /// Returns the same database with limits for statements that read.
@@ -193,6 +218,7 @@ impl Database {
         E: Transient + std::error::Error + 'static,
         F: Future<Output = Result<T, E>>,
     {
+        let _under_way = self.statements.begin();
         // The time of the first failure; the duration of the attempt before it does not count as waiting.
         let mut waits_since = None;
         let mut pause = PAUSES.0;
@@ -258,6 +284,7 @@ impl From<PgPool> for Database {
             defaults: Defaults::default(),
             limits: None,
             name: None,
+            statements: Statements::default(),
             process: Arc::default(),
         }
     }

@@ -6,6 +6,7 @@ use sqlx::{Executor, PgConnection, Row};
 
 use super::Database;
 use super::connections::{self, PooledConnection};
+use super::statements::Statement;
 use super::transient::{Transient, within};
 
 /// The beginning of a transaction that only reads. It names what the role or the database may have set otherwise.
@@ -58,6 +59,11 @@ impl Transaction {
         Ok(Self { database: database.clone(), connection, id: None, number: None })
     }
 
+    /// Notes that a statement is under way.
+    pub(super) fn under_way(&self) -> Statement {
+        self.database.statements.begin()
+    }
+
     /// Assigns the number that later proves whether the transaction was committed.
     fn number(&mut self) -> i64 {
         let mut commits = self.database.process.commits();
@@ -71,6 +77,7 @@ impl Transaction {
     /// Sends the beginning, whose only row, if there is one, is the id.
     async fn begin(&mut self, sql: String) -> Result<(), sqlx::Error> {
         let limit = self.database.statement_max();
+        let _under_way = self.under_way();
         let sql = format!("{}{sql}", self.renaming());
         let begun = self.connection()?.fetch_optional(sqlx::raw_sql(sqlx::AssertSqlSafe(sql)));
         self.id = within(limit, begun).await?.map(|row| row.try_get(0)).transpose()?;
@@ -133,6 +140,7 @@ impl Transaction {
 
     async fn end(&mut self, how: &'static str) -> Result<(), sqlx::Error> {
         let limit = self.limit();
+        let _under_way = self.under_way();
         within(limit, self.connection()?.execute(how)).await?;
         self.connection = None;
         Ok(())

@@ -23,8 +23,59 @@ pub struct Waits {
 pub struct Blocker {
     /// The server process; 0: a prepared transaction, which belongs to no session.
     pub pid: i32,
-    /// Its user, application, state and statement, as far as the role may see them.
+    /// Its user, application and state, as far as the role may see them.
     pub about: String,
+    /// The beginning of its statement, as far as the role may see it. It may have values of rows.
+    pub statement: Option<String>,
+}
+
+impl Waits {
+    /// Returns what is locked, in words.
+    pub fn what(&self) -> &str {
+        self.locked.as_deref().unwrap_or("an object")
+    }
+
+    /// Returns the sessions that it waits for, in words. `shown`: how a session is shown.
+    pub fn for_whom(&self, shown: impl Fn(&Blocker) -> String) -> String {
+        match &self.behind {
+            Some(last) => {
+                format!("{}, which waits itself for {}", shown(&self.blocker), shown(last))
+            }
+            None => shown(&self.blocker),
+        }
+    }
+
+    /// Returns how the wait can be ended.
+    pub fn hint(&self) -> String {
+        match self.behind.as_ref().unwrap_or(&self.blocker).pid {
+            0 => "select * from pg_prepared_xacts;".to_owned(),
+            pid => format!(
+                "wait for the end of that transaction, or end it: select pg_terminate_backend({pid});"
+            ),
+        }
+    }
+}
+
+impl Blocker {
+    /// Returns the session without its statement.
+    pub fn who(&self) -> String {
+        self.with(&self.about)
+    }
+
+    /// Returns the session with its statement.
+    pub fn who_and_statement(&self) -> String {
+        let statement = self.statement.as_ref().map(|statement| format!("statement: {statement}"));
+        let parts = [Some(self.about.clone()).filter(|about| !about.is_empty()), statement];
+        self.with(&parts.into_iter().flatten().collect::<Vec<_>>().join(", "))
+    }
+
+    fn with(&self, about: &str) -> String {
+        match (self.pid, about) {
+            (0, _) => "a prepared transaction (end it with commit prepared or rollback prepared)".to_owned(),
+            (pid, "") => format!("pid {pid}"),
+            (pid, about) => format!("pid {pid} ({about})"),
+        }
+    }
 }
 
 #[derive(FromRow)]
@@ -52,9 +103,9 @@ impl From<Found> for Blocker {
             state
                 .zip(open_s)
                 .map(|(state, open_s)| format!("{state}, its transaction is open for {open_s} s")),
-            query.map(|query| format!("statement: {}", one_line(query))),
         ];
-        Self { pid, about: about.into_iter().flatten().collect::<Vec<_>>().join(", ") }
+        let about = about.into_iter().flatten().collect::<Vec<_>>().join(", ");
+        Self { pid, about, statement: query.map(one_line) }
     }
 }
 

@@ -39,6 +39,8 @@ pub enum Subject {
     Verify,
     /// Whether the configuration can be used: `ok`, `message`.
     Config,
+    /// Whether a run waits for a lock of another session: `ok`, `message`.
+    LockWait,
     /// Whether alerts can be delivered to the webhook: `ok`, `message`; or `configured`: false.
     Webhook,
 }

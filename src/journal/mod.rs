@@ -109,6 +109,7 @@ pub(crate) use problem::invalid;
 pub use problem::{Kind, Problem, Resolution};
 pub use request_counts::RequestCounts;
 pub use retry::{ErrorNow, RowError, SetAside};
+pub use runs::failure_of_last_run;
 pub use skipped::Skipped;
 pub use unregistered::Registration;
 pub use watermark_changes::{ClusterMatch, FromNow, PastWatermark, Rebound, UnfinishedWork};

@@ -76,6 +76,8 @@ pub struct Notification {
     pub revision: i64,
     /// The last message that was delivered.
     pub told: Option<Told>,
+    /// The subjects that were told as critical since the alert was quiet for an hour.
+    pub critical: Vec<String>,
     /// A message is not delivered yet.
     pub is_undelivered: bool,
 }
@@ -135,7 +137,7 @@ impl AlertsNow {
         .await?;
         let rows = sqlx::query!(
             r#"select name, revision, told_type, told_at, severity = 'critical' as is_critical, alert_count, since,
-                      entities, subjects, message_id is not null as "is_undelivered!"
+                      entities, subjects, critical_subjects, message_id is not null as "is_undelivered!"
                  from elven_sync.sync_notifications order by name"#
         )
         .fetch_all(&mut transaction)
@@ -164,6 +166,7 @@ impl AlertsNow {
                     subjects: row.subjects?,
                 })
             }),
+            critical: row.critical_subjects,
             is_undelivered: row.is_undelivered,
         });
         Ok(Self {
@@ -181,12 +184,14 @@ fn severity(is_critical: bool) -> Severity {
 
 /// Records a message, unless the notification has changed meanwhile: then another worker has decided, too.
 ///
-/// `revision`: that of the notification on which the decision is based; 0 if there was none. `json`: in ASCII.
+/// `revision`: that of the notification on which the decision is based; 0 if there was none. `critical`: the subjects
+/// that were told as critical, with this message. `json`: in ASCII.
 pub async fn record_message(
     database: &Database,
     name: &str,
     revision: i64,
     told: &Told,
+    critical: &[String],
     json: &str,
 ) -> Result<(), JournalError> {
     let record = || async {
@@ -194,8 +199,8 @@ pub async fn record_message(
         sqlx::query!(
             "insert into elven_sync.sync_notifications as n
                     (name, message_id, message_type, message_at, message_severity, message_count, message_since,
-                     message_entities, message_subjects, message)
-             values ($1, 'msg_' || replace(gen_random_uuid()::text, '-', ''), $3, $4, $5, $6, $7, $8, $9, $10)
+                     message_entities, message_subjects, message, critical_subjects)
+             values ($1, 'msg_' || replace(gen_random_uuid()::text, '-', ''), $3, $4, $5, $6, $7, $8, $9, $10, $11)
              on conflict (name) do update
                 set revision = n.revision + 1,
                     message_id = excluded.message_id,
@@ -206,7 +211,8 @@ pub async fn record_message(
                     message_since = excluded.message_since,
                     message_entities = excluded.message_entities,
                     message_subjects = excluded.message_subjects,
-                    message = excluded.message
+                    message = excluded.message,
+                    critical_subjects = excluded.critical_subjects
               where n.revision = $2 and n.message_id is null",
             name,
             revision,
@@ -217,7 +223,8 @@ pub async fn record_message(
             told.since,
             &told.entities,
             &told.subjects,
-            json
+            json,
+            critical
         )
         .execute(&mut transaction)
         .await?;

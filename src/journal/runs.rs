@@ -2,7 +2,7 @@
 
 use super::storable_text::storable_one;
 use super::{Counters, Journal, JournalError, RunStatus};
-use crate::database::Transaction;
+use crate::database::{Database, Transaction};
 
 impl Journal {
     /// Begins a run for new rows (`incremental`) or errors (`retry`), with the version and origin of its zone rules.
@@ -15,6 +15,34 @@ impl Journal {
             Ok(run_id)
         };
         self.database.retry(begin_run).await
+    }
+
+    /// Records a run that failed before it began. A process that tries again and again records the same failure once a
+    /// minute.
+    pub async fn record_failed_run(&self, tzdata: &str, error: &str) -> Result<(), JournalError> {
+        let process = self.worker.rsplit_once('/').map_or(self.worker.as_str(), |(process, _)| process);
+        let record = || async {
+            let mut transaction = self.database.begin().await?;
+            mark_interrupted(&mut transaction).await?;
+            let error = storable_one(&mut transaction, Some(error)).await?;
+            sqlx::query!(
+                "insert into elven_sync.sync_runs (worker, version, tzdata, status, finished_at, alive_until, error)
+                 select $1, $2, $3, 'failed', clock_timestamp(), clock_timestamp(), $4
+                  where not exists (
+                        select from (select * from elven_sync.sync_runs order by run_id desc limit 1) r
+                         where r.status = 'failed' and r.error = $4 and starts_with(r.worker, $5 || '/')
+                           and r.finished_at > clock_timestamp() - interval '1 minute')",
+                self.worker,
+                env!("CARGO_PKG_VERSION"),
+                tzdata,
+                error,
+                process
+            )
+            .execute(&mut transaction)
+            .await?;
+            transaction.commit().await
+        };
+        Ok(self.database.retry(record).await?)
     }
 
     /// Inserts the row of a run. Marks dead runs as interrupted.
@@ -104,6 +132,15 @@ impl Journal {
         self.database.forget_commits().await;
         Ok(counters)
     }
+}
+
+/// Returns how the last run failed, in a sentence, if it did and no entity says why: alert `RunFailed`.
+pub async fn failure_of_last_run(database: &Database) -> Result<Option<String>, JournalError> {
+    let read = || {
+        sqlx::query_scalar("select message from elven_sync.alerts where name = 'RunFailed'")
+            .fetch_optional(database.single_round_trip())
+    };
+    Ok(database.retry(read).await?)
 }
 
 /// Marks runs that died: they are running according to their row, but their heartbeat is old. A run whose row is

@@ -1,7 +1,8 @@
 //! What is told of alerts: pure, so that a day of failures takes no time to test.
 //!
 //! Alerts are told by name, and not by entity: an outage of all entities is one message. A message is due when
-//! - an alert of a name begins, of which nothing was told. After an end, the first hour is waited out;
+//! - an alert of a name begins, of which nothing was told. After an end, the first hour is waited out, unless an alert is
+//!   critical for an entity that was not told as critical since the last quiet hour;
 //! - it becomes worse: its severity rises above the one that was told; or the number of its entities has doubled and
 //!   grown by five since the last message; or it holds for an entity that was not told, and the last message about the
 //!   name is an hour old;
@@ -39,6 +40,8 @@ pub(super) enum Action<'a> {
     /// Tell the webhook.
     Tell {
         told: Told,
+        /// The subjects that were told as critical since the last quiet hour, with this message.
+        critical: Vec<String>,
         /// The alerts, worst first; none at an end.
         alerts: Vec<&'a Alert>,
         /// The name still holds with a lower severity than those that are told.
@@ -61,25 +64,28 @@ pub(super) fn decide(state: &AlertsNow, min: Severity) -> Vec<Decision<'_>> {
     let decided = named.into_iter().filter(|(_, (_, known))| known.is_none_or(|known| !known.is_undelivered));
     decided
         .filter_map(|(name, (alerts, known))| {
-            let action = of_name(state.now, min, alerts, known.and_then(|known| known.told.as_ref()))?;
+            let action = of_name(state.now, min, alerts, known)?;
             Some(Decision { name, revision: known.map_or(0, |known| known.revision), action })
         })
         .collect()
 }
 
-/// Decides about the alerts of a name. `told`: the last message about it.
+/// Decides about the alerts of a name. `known`: what was told of it.
 fn of_name<'a>(
     now: DateTime<Utc>,
     min: Severity,
     all: Vec<&'a Alert>,
-    told: Option<&Told>,
+    known: Option<&Notification>,
 ) -> Option<Action<'a>> {
+    let told = known.and_then(|known| known.told.as_ref());
+    let critical = known.map_or(&[][..], |known| &known.critical);
     let holds_below = all.iter().any(|alert| alert.severity < min);
     let mut alerts: Vec<&Alert> = all.into_iter().filter(|alert| alert.severity >= min).collect();
     alerts.sort_by_key(|alert| (std::cmp::Reverse(alert.severity), alert.since, alert.subject()));
-    let tell = |kind, alerts: Vec<&'a Alert>| {
+    let tell = |kind, before: &[String], alerts: Vec<&'a Alert>| {
         let told = of_alerts(kind, now, &alerts)?;
-        Some(Action::Tell { told, alerts, holds_below })
+        let critical = with_critical(before, &alerts);
+        Some(Action::Tell { told, critical, alerts, holds_below })
     };
     match told {
         Some(told) if told.kind != MessageKind::Ended => {
@@ -87,21 +93,35 @@ fn of_name<'a>(
                 // What was told before min_severity was raised is left as it is.
                 return (told.severity >= min).then(|| Action::Tell {
                     told: Told { kind: MessageKind::Ended, at: now, subjects: Vec::new(), ..told.clone() },
+                    critical: critical.to_vec(),
                     alerts: Vec::new(),
                     holds_below,
                 });
             }
             if is_worse(now, told, &alerts) {
-                return tell(MessageKind::Worse, alerts);
+                return tell(MessageKind::Worse, critical, alerts);
             }
             let holding: BTreeSet<&str> = alerts.iter().map(|alert| alert.subject()).collect();
             let left = told.subjects.iter().filter(|subject| holding.contains(subject.as_str()));
             let left: Vec<String> = left.cloned().collect();
             (left.len() < told.subjects.len()).then_some(Action::Keep(left))
         }
-        Some(ended) if now - ended.at < QUIET => None,
-        _ => tell(MessageKind::Began, alerts),
+        Some(ended) if now - ended.at < QUIET => {
+            let is_new = |alert: &&Alert| {
+                alert.severity == Severity::Critical && critical.iter().all(|known| known != alert.subject())
+            };
+            if alerts.iter().any(is_new) { tell(MessageKind::Began, critical, alerts) } else { None }
+        }
+        _ => tell(MessageKind::Began, &[], alerts),
     }
+}
+
+/// Returns the subjects that were told as critical, with those of these alerts.
+fn with_critical(before: &[String], alerts: &[&Alert]) -> Vec<String> {
+    let critical = alerts.iter().filter(|alert| alert.severity == Severity::Critical);
+    let all: BTreeSet<&str> =
+        critical.map(|alert| alert.subject()).chain(before.iter().map(String::as_str)).collect();
+    all.into_iter().map(str::to_owned).collect()
 }
 
 /// Whether alerts are worse than what was told.

@@ -1,4 +1,4 @@
-//! Tells the webhook of alerts after a run, and calls the heartbeat.
+//! Tells the webhook of alerts after a run, and while a run of `serve` lasts ([`Meanwhile`]), and calls the heartbeat.
 //!
 //! What is told is decided by [`decision`], from the view `alerts` and what was told before. A message is recorded
 //! before it is posted, and claimed by one worker until a time; so it is posted at least once, and under one id. Nothing
@@ -8,6 +8,7 @@
 //! under a name of their own.
 
 mod decision;
+mod meanwhile;
 mod message;
 mod signature;
 mod webhook;
@@ -18,6 +19,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use self::decision::{Action, Decision, decide};
+pub use self::meanwhile::Meanwhile;
 use self::webhook::{Posted, REQUEST_MAX, call, post};
 use crate::config::{NotifySettings, Webhook};
 use crate::database::{Database, Transient};
@@ -102,9 +104,9 @@ async fn tell_all(settings: &NotifySettings, database: &Database) -> Result<(), 
     let mut has_messages = state.notifications.iter().any(|known| known.is_undelivered);
     for Decision { name, revision, action } in decide(&state, settings.min_severity) {
         match action {
-            Action::Tell { told, alerts, holds_below } => {
+            Action::Tell { told, critical, alerts, holds_below } => {
                 let json = message::json(name, &told, &alerts, holds_below, print.as_ref());
-                record_message(database, name, revision, &told, &json).await?;
+                record_message(database, name, revision, &told, &critical, &json).await?;
                 has_messages = true;
             }
             Action::Keep(subjects) => keep_subjects(database, name, revision, &subjects).await?,

@@ -1,6 +1,7 @@
 //! One cycle of the service: one run, as `elven-sync run` makes it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use tracing::Span;
@@ -15,9 +16,11 @@ use super::systemd;
 use crate::config::Settings;
 use crate::database::{Database, Transient};
 use crate::journal::{JournalError, RunStatus, is_configuration_broken, note_configuration};
-use crate::notify;
+use crate::notify::{self, Meanwhile};
 use crate::output;
-use crate::sync::{ConnectError, EntityReport, RunError, RunReport, Stop, Worker, log_failure, run_span};
+use crate::sync::{
+    ConnectError, EntityReport, RunError, RunReport, Stop, Worker, log_failure, naming_lock_holders, run_span,
+};
 use crate::text::chain;
 
 /// The most failures of a run that are logged.
@@ -48,6 +51,7 @@ impl CycleEnd {
 /// Makes one run.
 pub(super) async fn cycle(
     settings: Arc<Settings>,
+    every: Duration,
     connected: Option<Connected>,
     asked_of: AskedOf,
     shared: Arc<Shared>,
@@ -63,7 +67,15 @@ pub(super) async fn cycle(
         }
     };
     let stopping = asked_of.stop.clone();
-    let report = run(&settings, connected.database.clone(), asked_of, &shared).await;
+    shared.health.note_statements(connected.database.statements().clone());
+    let meanwhile = Meanwhile {
+        settings: &settings.notify,
+        database: &connected.database,
+        every,
+        stop: stopping.clone(),
+    };
+    let run = run(&settings, &meanwhile, asked_of, &shared);
+    let report = naming_lock_holders(&connected.database, &shared.recorded_wait, run).await;
     let fact_recorded = match &report {
         Ok(report) => {
             shared.health.note_database(Checked::Well);
@@ -111,16 +123,18 @@ async fn connect(settings: &Settings, connected: Option<Connected>) -> Result<Co
 
 async fn run(
     settings: &Settings,
-    database: Database,
+    meanwhile: &Meanwhile<'_>,
     asked_of: AskedOf,
     shared: &Shared,
 ) -> Result<RunReport, RunError> {
     let AskedOf { stop, end, poll } = asked_of;
-    let worker = Worker::open(settings.clone(), database, stop).await?.ended_by(end);
+    let worker =
+        Worker::open_for_run(settings.clone(), meanwhile.database.clone(), stop).await?.ended_by(end);
     shared.health.begin_run(worker.progress().clone());
     let watched = output::watch(worker.progress());
     // Boxed, so that the compiler need not look through all of a run to see that it can be a task.
-    let report = worker.run_and_poll(&[], &poll).boxed().await;
+    let run = worker.run_and_poll(&[], &poll).boxed();
+    let report = meanwhile.tell_during(worker.progress(), run).await;
     watched.end().await;
     report
 }

@@ -4,12 +4,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::Settings;
+use crate::database::Statements;
 use crate::sync::RowsDone;
 
 /// The process is unhealthy when its runtime has not run for longer than this.
 const TICK_AGE_MAX: Duration = Duration::from_secs(10);
 /// The process is unhealthy when a run has made no step for longer than this, or than it may wait by its configuration.
 const STEP_AGE_MIN: Duration = Duration::from_mins(10);
+/// A statement that is under way for longer waits for the database, and so the cycle is not stuck: the connector gives
+/// each statement up in time. A shorter one says nothing, because heartbeats come also while the lanes are stuck.
+const WAITS_AFTER: Duration = Duration::from_secs(2);
 /// The process stays ready for this long while the database is away.
 const AWAY_MAX: Duration = Duration::from_mins(1);
 
@@ -38,6 +42,8 @@ struct Cycle {
     steps: u64,
     /// `None` before the run begins.
     progress: Option<RowsDone>,
+    /// The statements under way. `None` before there is a connection.
+    statements: Option<Statements>,
 }
 
 /// What is known of the database.
@@ -96,30 +102,28 @@ impl Health {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adapts the longest time without a step to the configuration: a run waits for a lease, and between two attempts,
-    /// and reads a page for up to ten times the time that the database may be away.
+    /// Adapts the longest time without a step to the configuration: a run waits for a lease, and between two attempts.
     pub(super) fn set_stuck_after(&self, settings: &Settings) {
         let waits = settings.sync.lease + settings.api.signature_window + settings.api.timeout;
-        let page = 11 * settings.database.reconnect_timeout;
-        self.state().stuck_after = STEP_AGE_MIN.max(2 * (waits + settings.retry.max)).max(page);
+        self.state().stuck_after = STEP_AGE_MIN.max(2 * (waits + settings.retry.max));
     }
 
-    /// Notes that the main runtime runs, and whether the cycle has made a step.
+    /// Notes that the main runtime runs, and whether the cycle has made a step or waits for the database.
     pub(super) fn tick(&self) {
-        let now = Instant::now();
-        let mut state = self.state();
-        state.ticked_at = now;
-        if let Some(cycle) = &mut state.cycle
-            && let Some(steps) = cycle.progress.as_ref().map(RowsDone::steps)
-            && steps != cycle.steps
-        {
-            (cycle.steps, cycle.stepped_at) = (steps, now);
-        }
+        self.state().tick(Instant::now());
     }
 
     /// Notes that a cycle begins.
     pub(super) fn begin_cycle(&self) {
-        self.state().cycle = Some(Cycle { stepped_at: Instant::now(), steps: 0, progress: None });
+        self.state().cycle =
+            Some(Cycle { stepped_at: Instant::now(), steps: 0, progress: None, statements: None });
+    }
+
+    /// Notes the connection of the cycle.
+    pub(super) fn note_statements(&self, statements: Statements) {
+        if let Some(cycle) = &mut self.state().cycle {
+            cycle.statements = Some(statements);
+        }
     }
 
     /// Notes that the run of the cycle begins.
@@ -163,6 +167,20 @@ impl Health {
 }
 
 impl State {
+    fn tick(&mut self, now: Instant) {
+        self.ticked_at = now;
+        let Some(cycle) = &mut self.cycle else { return };
+        let steps = cycle.progress.as_ref().map_or(cycle.steps, RowsDone::steps);
+        let waits = cycle
+            .statements
+            .as_ref()
+            .and_then(Statements::longest)
+            .is_some_and(|longest| longest > WAITS_AFTER);
+        if waits || steps != cycle.steps {
+            (cycle.steps, cycle.stepped_at) = (steps, now);
+        }
+    }
+
     fn polled_now(&self) -> bool {
         self.cycle.as_ref().and_then(|cycle| cycle.progress.as_ref()).is_some_and(RowsDone::has_polled)
     }
@@ -213,7 +231,7 @@ mod tests {
     #[test]
     fn only_a_frozen_runtime_and_a_stuck_run_are_ailments() {
         let (now, second) = (Instant::now(), Duration::from_secs(1));
-        let cycle = || Cycle { stepped_at: now, steps: 0, progress: None };
+        let cycle = || Cycle { stepped_at: now, steps: 0, progress: None, statements: None };
         for (after, ticked, cycle, expected) in [
             (11 * second, now, None, Some("the runtime has not run for 11 s")),
             (10 * second, now, None, None),
@@ -230,6 +248,29 @@ mod tests {
                 State { ticked_at: ticked, cycle, database: DatabaseState::NeverReached, ..state(now) };
             assert_eq!(state.ailment(now + after).as_deref(), expected, "after {after:?}");
         }
+    }
+
+    /// A lock on the ledger, or a server that gives no answer: a restart would not help.
+    #[tokio::test(start_paused = true)]
+    async fn run_that_waits_for_the_database_is_no_ailment() {
+        let (begun, second) = (Instant::now(), Duration::from_secs(1));
+        let statements = Statements::default();
+        let cycle =
+            Cycle { stepped_at: begun, steps: 0, progress: None, statements: Some(statements.clone()) };
+        let mut state = State { cycle: Some(cycle), ..state(begun) };
+        let waiting = statements.begin();
+        tokio::time::advance(3 * second).await;
+        state.tick(begun + 3600 * second);
+        assert_eq!(state.ailment(begun + 3601 * second), None);
+        drop(waiting);
+        // A heartbeat is short, and goes on while the lanes are stuck.
+        let heartbeat = statements.begin();
+        for after in 3601..=4201 {
+            state.tick(begun + after * second);
+        }
+        drop(heartbeat);
+        let ailment = state.ailment(begun + 4201 * second);
+        assert_eq!(ailment.as_deref(), Some("the run under way has made no step for 601 s"));
     }
 
     #[test]

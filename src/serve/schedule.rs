@@ -112,7 +112,7 @@ async fn one(
     let fact = configuration.fact();
     let mistake = fact.mistake.clone();
     // In a task of its own, so that a panic ends it alone.
-    let mut task = tokio::spawn(cycle(settings.clone(), connected, asked_of, shared.clone(), fact));
+    let mut task = tokio::spawn(cycle(settings.clone(), every, connected, asked_of, shared.clone(), fact));
     let mut asked = false;
     let mut intervals = interval_at(begun + every, every);
     intervals.set_missed_tick_behavior(MissedTickBehavior::Delay);

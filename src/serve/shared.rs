@@ -13,6 +13,7 @@ use super::rules::Rules;
 use crate::config::Settings;
 use crate::journal::metrics::Readings;
 use crate::journal::status_page::{EntityPage, StatusPage};
+use crate::sync::RecordedWait;
 
 /// The longest time that a probe waits for a check of the database. A probe of Kubernetes waits 1 s by default.
 const PROBE_WAIT_MAX: Duration = Duration::from_millis(500);
@@ -24,6 +25,8 @@ pub(super) struct Shared {
     pub observer: Observer,
     pub process: Process,
     pub rules: Rules,
+    /// What was recorded about the session for which a run waits.
+    pub recorded_wait: RecordedWait,
     /// The configuration in use.
     settings: RwLock<Arc<Settings>>,
 }
@@ -35,6 +38,7 @@ impl Shared {
             observer: Observer::default(),
             process: Process::default(),
             rules,
+            recorded_wait: RecordedWait::default(),
             settings: RwLock::new(settings),
         }
     }

@@ -14,7 +14,7 @@ use super::lane_worker::Target;
 use super::worker::{Unusable, progress, warn_of};
 use super::zone_rules::Seen;
 use super::{EntityReport, RunError, Worker};
-use crate::journal::{HeldName, Kind, Lane, Problem};
+use crate::journal::{Entity, HeldName, Kind, Lane, Problem};
 use crate::ledger::{Guard, ProbeResult, Unreadable};
 
 /// The entities that lanes are working on, each with the session of its credential. An entity whose failure is being
@@ -73,7 +73,15 @@ pub(super) struct Polls<'w> {
 impl Worker {
     /// Reads which entities there are, and the guard of the ledger.
     pub(super) async fn roster(&self, only: &[String], at_work: &AtWork) -> Result<Roster, RunError> {
-        let selected = self.select(only).await?;
+        self.roster_of(self.select(only).await?, at_work).await
+    }
+
+    /// Does the same for entities that were selected.
+    pub(super) async fn roster_of(
+        &self,
+        selected: Vec<Entity>,
+        at_work: &AtWork,
+    ) -> Result<Roster, RunError> {
         let (targets, unusable) = self.targets_beside(&selected, at_work.values().flatten())?;
         let guard = (self.ledger.guard().await?, Instant::now());
         warn_of(&guard.0);
@@ -97,6 +105,7 @@ impl<'w> Polls<'w> {
         match worker.unless_stopped(Box::pin(poll)).await? {
             Ok(due) => {
                 self.problem = None;
+                worker.progress.note_polled_again();
                 Some(due)
             }
             Err(problem) => {

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 /// The progress of a run or a backfill; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Progress(Arc<Shared>);
@@ -17,6 +19,10 @@ struct Shared {
     steps: AtomicU64,
     /// The ledger was asked for new rows.
     has_polled: AtomicBool,
+    /// The steps among them that are polls.
+    poll_steps: AtomicU64,
+    /// The polls after the first that have succeeded.
+    polls_again: watch::Sender<u64>,
     entities: Mutex<BTreeMap<String, EntityProgress>>,
 }
 
@@ -59,6 +65,16 @@ impl Progress {
         self.0.has_polled.load(Ordering::Relaxed)
     }
 
+    /// Returns how many steps the lanes have made.
+    pub fn lane_steps(&self) -> u64 {
+        self.steps().saturating_sub(self.0.poll_steps.load(Ordering::Relaxed))
+    }
+
+    /// Returns the number of polls after the first that have succeeded.
+    pub fn polls(&self) -> watch::Receiver<u64> {
+        self.0.polls_again.subscribe()
+    }
+
     /// Notes that the work has made a step.
     pub(super) fn step(&self) {
         self.0.steps.fetch_add(1, Ordering::Relaxed);
@@ -67,7 +83,13 @@ impl Progress {
     /// Notes that the ledger was asked for new rows of all entities.
     pub(super) fn note_poll(&self) {
         self.0.has_polled.store(true, Ordering::Relaxed);
+        self.0.poll_steps.fetch_add(1, Ordering::Relaxed);
         self.step();
+    }
+
+    /// Notes that a poll after the first one has succeeded, and that what it saw is recorded.
+    pub(super) fn note_polled_again(&self) {
+        self.0.polls_again.send_modify(|polls| *polls += 1);
     }
 
     /// Sets the number of rows of an entity, and how many of them earlier runs processed.

@@ -9,6 +9,7 @@ use super::log::{self, run_span};
 use super::poll::{AtWork, Polls, Roster};
 use super::report::Unregistered;
 use super::run_lanes::{Results, RunLanes};
+use super::worker::record_failed_run;
 use super::{Ended, EntityReport, RunError, RunReport, Worker};
 use crate::fault_point::{Step, around};
 use crate::journal::{HeldName, JournalError, Print, PrintLine, RunStatus, refuse_standby};
@@ -32,12 +33,19 @@ impl Worker {
     /// Does the same, and polls again whenever it is asked to while lanes are at work: then it also begins lanes of
     /// entities that got new rows or were registered meanwhile, and of entities whose lanes have ended before.
     pub async fn run_and_poll(&self, only: &[String], asked_to_poll: &Notify) -> Result<RunReport, RunError> {
-        let first = self.roster(only, &AtWork::new()).await?;
+        let tzdata = self.settings.zones.version();
+        // A name that was mistyped is a mistake of the command, and no failure of the sync.
+        let selected = self.select(only).await?;
+        let first = match self.roster_of(selected, &AtWork::new()).await {
+            Ok(first) => first,
+            Err(problem) => {
+                record_failed_run(&self.journal, &tzdata, &problem).await;
+                return Err(problem);
+            }
+        };
         refuse_standby(&self.database).await?;
         self.journal.adopt().await?;
-        let run_id =
-            around(Step::BeginRun, self.journal.begin_run("incremental", &self.settings.zones.version()))
-                .await?;
+        let run_id = around(Step::BeginRun, self.journal.begin_run("incremental", &tzdata)).await?;
         let run = self.work_and_finish(BegunRun { run_id, only, asked_to_poll }, first);
         run.instrument(run_span(run_id)).await
     }

@@ -16,7 +16,7 @@ use super::proving::CredentialProof;
 use super::record_rules::{record_rules, setting_zone};
 use crate::batch::RecordRules;
 use crate::config::{ConfigError, Settings};
-use crate::database::{Address, Database};
+use crate::database::{Address, Database, Transient};
 use crate::elven::Client;
 use crate::fault_point::{Step, around};
 use crate::journal::{Entity, Journal, JournalError, Kind, Lane, MapHistory, Problem, client_name};
@@ -48,10 +48,32 @@ pub(super) type Unusable = (String, Problem);
 impl Worker {
     /// Opens the ledger and the sync tables over connections to the primary.
     pub async fn open(settings: Settings, database: Database, stop: Stop) -> Result<Self, RunError> {
-        let worker = client_name();
-        let journal =
-            Journal::open(database.clone(), worker, settings.sync.lease, settings.api.signature_window)
-                .await?;
+        let journal = Self::journal(&settings, &database).await?;
+        Self::open_with(journal, settings, database, stop).await
+    }
+
+    /// Does the same for a run. Why a worker cannot be opened is recorded as a run that failed.
+    pub async fn open_for_run(settings: Settings, database: Database, stop: Stop) -> Result<Self, RunError> {
+        let journal = Self::journal(&settings, &database).await?;
+        let tzdata = settings.zones.version();
+        let opened = Self::open_with(journal.clone(), settings, database, stop).await;
+        if let Err(problem) = &opened {
+            record_failed_run(&journal, &tzdata, problem).await;
+        }
+        opened
+    }
+
+    async fn journal(settings: &Settings, database: &Database) -> Result<Journal, JournalError> {
+        let (lease, window) = (settings.sync.lease, settings.api.signature_window);
+        Journal::open(database.clone(), client_name(), lease, window).await
+    }
+
+    async fn open_with(
+        journal: Journal,
+        settings: Settings,
+        database: Database,
+        stop: Stop,
+    ) -> Result<Self, RunError> {
         let standby = match standby_address(&settings) {
             Some(address) => Some(standby(address, &database).await?),
             None => None,
@@ -170,6 +192,21 @@ impl Worker {
             worked = work => worked,
             Some(Ok(problem)) = heart.join_next() => Err(problem.into()),
         }
+    }
+}
+
+/// Records a run that failed before it began, so that the tables show it. A database that is away, or that is not the
+/// right one, cannot keep it.
+pub(super) async fn record_failed_run(journal: &Journal, tzdata: &str, problem: &RunError) {
+    let cannot_be_kept =
+        matches!(problem, RunError::Journal(JournalError::Schema(_) | JournalError::Standby));
+    if cannot_be_kept || problem.is_transient() {
+        return;
+    }
+    let error = crate::text::chain(problem);
+    if let Err(second) = journal.record_failed_run(tzdata, &error).await {
+        let error = crate::text::chain(&second);
+        tracing::warn!(error, "the run that failed could not be recorded in elven_sync.sync_runs");
     }
 }
 

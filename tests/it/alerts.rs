@@ -5,6 +5,7 @@ mod facts;
 mod gap;
 mod plans;
 mod polls;
+mod runs;
 mod since;
 
 use sqlx::PgPool;

@@ -90,8 +90,36 @@ impl Causes {
     }
 }
 
-/// A code is one word, such as `4003` or `INVALID_ACCOUNT`. An API could put any text in its place.
+/// The most digits of a code that is a number, and of a number in a code that is a word.
+const CODE_DIGITS_MAX: [usize; 2] = [9, 3];
+
+/// A code is a number, such as `40011`, as Elven documents it, or one word, such as `INVALID_ACCOUNT`. An API could put
+/// any text in its place. A number alone cannot be told from a code, so it stays; in a word, a longer number may be an
+/// amount.
 fn without_amounts_in_code(code: &str) -> String {
-    let is_code = code.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
-    if is_code { code.to_owned() } else { without_amounts(&format!("\"{code}\"")) }
+    let [alone, in_word] = CODE_DIGITS_MAX;
+    if code.len() <= alone && code.bytes().all(|byte| byte.is_ascii_digit()) {
+        return code.to_owned();
+    }
+    let longest = code.split(|c: char| !c.is_ascii_digit()).map(str::len).max().unwrap_or(0);
+    let is_word = code.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
+    if is_word && longest <= in_word { code.to_owned() } else { without_amounts(&format!("\"{code}\"")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_number_in_a_code_that_is_a_word_is_replaced() {
+        for code in ["4003", "40105", "INVALID_ACCOUNT", "E101", "rate-limit-429", "V2_NO_SOURCE"] {
+            assert_eq!(without_amounts_in_code(code), code);
+        }
+        for code in ["AMT-123456", "AMT_5000", "AMT5000000", "1234567890", "5000000 BTC", "X-88-002-2000"] {
+            let shown = without_amounts_in_code(code);
+            assert!(shown.contains("<number>"), "{code}: {shown}");
+            let is_amount = |part: &str| part.len() > 3;
+            assert!(!shown.split(|c: char| !c.is_ascii_digit()).any(is_amount), "{code}: {shown}");
+        }
+    }
 }

@@ -31,7 +31,13 @@ impl World {
             let notifications = &mut self.state.notifications;
             if notifications.iter().all(|known| known.name != name) {
                 let name = name.to_owned();
-                notifications.push(Notification { name, revision: 0, told: None, is_undelivered: false });
+                notifications.push(Notification {
+                    name,
+                    revision: 0,
+                    told: None,
+                    critical: Vec::new(),
+                    is_undelivered: false,
+                });
             }
             let known = notifications.iter_mut().find(|known| known.name == name).unwrap();
             assert_eq!(known.revision, revision);
@@ -39,7 +45,8 @@ impl World {
             match action {
                 Action::Keep(subjects) => known.told.as_mut().unwrap().subjects = subjects,
                 Action::Tell { .. } if self.is_down => known.is_undelivered = true,
-                Action::Tell { told, .. } => {
+                Action::Tell { told, critical, .. } => {
+                    known.critical = critical;
                     let kind = told.kind.as_ref().replace("alert.", "");
                     self.told.push(format!(
                         "{minute} {name} {kind} {} {}",
@@ -170,6 +177,40 @@ fn alert_that_begins_again_within_an_hour_is_told_after_it_if_it_still_holds() {
     assert_eq!(world.told(), NONE, "it began and ended within the hour");
     world.run(141, failing(WARNING, 1));
     assert_eq!(world.told(), ["141 Failing began warning 1"], "more than an hour later");
+}
+
+/// A warning that has ended must not hide a critical alert of another entity, nor of the same one.
+#[test]
+fn critical_alert_that_was_not_told_is_told_within_the_hour_after_an_end() {
+    let of = |severity, entity_id| vec![alert("Failing", severity, Some(entity_id))];
+    for second in ["acme", "beta"] {
+        let mut world = World::new();
+        world.run(0, of(WARNING, "acme"));
+        world.run(10, Vec::new());
+        world.run(12, of(WARNING, second));
+        assert_eq!(world.told(), ["0 Failing began warning 1", "10 Failing ended warning 1"]);
+        world.run(13, of(CRITICAL, second));
+        assert_eq!(world.told(), ["13 Failing began critical 1"], "{second}");
+        world.run(14, Vec::new());
+        assert_eq!(world.told(), ["14 Failing ended critical 1"], "{second}");
+        // It was told as critical, so it flaps now.
+        world.run(15, of(CRITICAL, second));
+        world.run(73, of(CRITICAL, second));
+        assert_eq!(world.told(), NONE, "{second}");
+        world.run(74, of(CRITICAL, second));
+        assert_eq!(world.told(), ["74 Failing began critical 1"], "{second}");
+    }
+    // Of two critical entities that flap, none is told twice an hour, also if one recovers before the other.
+    let mut world = World::new();
+    let both = || [of(CRITICAL, "acme"), of(CRITICAL, "beta")].concat();
+    for minute in (0..60).step_by(10) {
+        world.run(minute, both());
+        world.run(minute + 2, of(CRITICAL, "beta"));
+        world.run(minute + 4, Vec::new());
+    }
+    assert_eq!(world.told(), ["0 Failing began critical 2", "4 Failing ended critical 2"]);
+    world.run(60, of(CRITICAL, "gamma"));
+    assert_eq!(world.told(), ["60 Failing began critical 1"], "which was not told");
 }
 
 /// Every ten minutes an outage of five minutes: at most one begin and one end an hour, and never silence.

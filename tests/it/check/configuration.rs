@@ -131,3 +131,37 @@ async fn limits_and_old_zone_rules_of_the_host_are_found(pool: PgPool) {
     scene.unset("ELVEN_SYNC_TIME__ZONEINFO");
     assert_found(&scene, "host.zone_rules", "ok", &[]).await;
 }
+
+/// What a run survives is a warning, because a unit of systemd starts only if nothing has failed.
+#[sqlx::test(migrations = false)]
+async fn file_without_which_a_run_uploads_is_a_warning(pool: PgPool) {
+    let mut scene = synced(pool).await;
+    for (name, value) in [("ELVEN_API_KEY", "long-enough"), ("ELVEN_API_SECRET", "long-enough")] {
+        scene.set(name, value);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing");
+    let missing = missing.to_str().unwrap();
+    let code = async |scene: &crate::support::TestEnv| checked(scene, &["--only", "configuration"]).await.0;
+    assert_eq!(code(&scene).await, 0);
+    scene.set("ELVEN_SYNC_NOTIFY__WEBHOOK_URL_FILE", missing);
+    let words = [
+        "the file that [notify] webhook_url_file names cannot be read: No such file",
+        "rows are uploaded all the same, and alerts are not told",
+    ];
+    assert_found(&scene, "configuration.secrets", "warning", &words).await;
+    assert_found(&scene, "configuration.secret_files", "skipped", &["configuration.secrets"]).await;
+    assert_eq!(code(&scene).await, 0);
+    scene.unset("ELVEN_SYNC_NOTIFY__WEBHOOK_URL_FILE");
+    for (half, file) in [("KEY", missing), ("SECRET", missing)] {
+        scene.set(&format!("ELVEN_SYNC_CREDENTIALS__BETA__{half}_FILE"), file);
+    }
+    let words =
+        ["the key of credential `beta`", "the entities of other credentials are uploaded all the same"];
+    assert_found(&scene, "configuration.secrets", "warning", &words).await;
+    assert_eq!(code(&scene).await, 0);
+    // No other one is left.
+    scene.unset("ELVEN_API_KEY");
+    assert_found(&scene, "configuration.secrets", "failed", &["the key of credential `beta`"]).await;
+    assert_eq!(code(&scene).await, 3);
+}

@@ -128,6 +128,52 @@ fn units_start_commands_that_exist_and_leave_time_to_end() {
     assert!(unit("elven-sync-run.timer").contains("OnCalendar=minutely"));
 }
 
+/// The drop-in of the handbook works for each unit, whatever the folder of its credentials is called.
+#[sqlx::test(migrations = false)]
+async fn drop_in_gives_the_units_the_files_of_a_second_credential_and_of_the_webhook(pool: PgPool) {
+    let mut scene = TestEnv::new(pool).await;
+    let receiver = crate::notify::Receiver::start().await;
+    scene.entity("acme", "UTC").await;
+    scene.sql("update elven_sync.entities set credential = 'beta'").await;
+    crate::alerts::add_row(&scene, "acme").await;
+    let drop_in = read("deploy/systemd/credentials.conf");
+    let folder = tempfile::tempdir().unwrap();
+    let (hook, secret) = (format!("{}/hook", receiver.url), format!("whsec_{}", "A".repeat(44)));
+    for (file, text) in [
+        ("beta_key", "key-2"),
+        ("beta_secret", "secret-2"),
+        ("webhook_url", &hook),
+        ("webhook_secret", &secret),
+    ] {
+        std::fs::write(folder.path().join(file), format!("{text}\n")).unwrap();
+    }
+    let mut loaded = Vec::new();
+    for value in values(&drop_in, "LoadCredential") {
+        loaded.push(format!("%d/{}", value.split_once(":/etc/elven-sync/").unwrap().0));
+    }
+    for assignment in values(&drop_in, "Environment") {
+        let (variable, value) = assignment.split_once('=').unwrap();
+        assert!(loaded.contains(&value.to_owned()), "{value}");
+        scene.set(variable, &value.replace("%d", folder.path().to_str().unwrap()));
+    }
+    let checked = scene.output(&["check", "--only", "configuration"]).await;
+    assert_eq!(checked.status.code(), Some(0), "{}", stdout(&checked));
+    crate::notify::set_guard(&scene, false).await;
+    let ran = scene.output(&["run"]).await;
+    assert_eq!(ran.status.code(), Some(0), "{}", stderr(&ran));
+    assert_eq!((scene.balances().len(), receiver.messages().len()), (1, 1));
+    assert_ne!(receiver.messages()[0].header("webhook-signature"), "");
+    // systemd accepts it.
+    let units = units_of_this_program();
+    let of_unit = units.path().join("elven-sync-run.service.d");
+    std::fs::create_dir(&of_unit).unwrap();
+    std::fs::write(of_unit.join("credentials.conf"), &drop_in).unwrap();
+    let unit = units.path().join("elven-sync-run.service");
+    if let Some((is_right, said)) = analyze(units.path(), &["verify", unit.to_str().unwrap()]) {
+        assert!(is_right && !said.contains("credentials.conf"), "{said}");
+    }
+}
+
 /// The commands of the unit, with the credentials as systemd gives them: files in a folder of the unit.
 #[sqlx::test(migrations = false)]
 async fn units_run_with_credentials_in_files(pool: PgPool) {

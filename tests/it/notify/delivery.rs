@@ -177,13 +177,13 @@ async fn decision_on_an_older_state_records_nothing(pool: PgPool) {
         subjects: Vec::new(),
     };
     for revision in [0, 2] {
-        record_message(&database, "GuardBroken", revision, &told, "{}").await.unwrap();
-        record_message(&database, "GuardBroken", revision, &told, "{\"other\":1}").await.unwrap();
+        record_message(&database, "GuardBroken", revision, &told, &[], "{}").await.unwrap();
+        record_message(&database, "GuardBroken", revision, &told, &[], "{\"other\":1}").await.unwrap();
         let claimed = claim_message(&database, expiry, &[]).await.unwrap().unwrap();
         assert_eq!((claimed.json.as_str(), claimed.attempts), ("{}", 1));
         assert!(claim_message(&database, expiry, &[]).await.unwrap().is_none(), "claimed");
         claimed.delivered(&database).await.unwrap();
-        record_message(&database, "GuardBroken", revision, &told, "{}").await.unwrap();
+        record_message(&database, "GuardBroken", revision, &told, &[], "{}").await.unwrap();
         assert!(claim_message(&database, expiry, &[]).await.unwrap().is_none(), "told already");
         let [known] = &AlertsNow::read(&database).await.unwrap().notifications[..] else { panic!("one row") };
         assert_eq!((known.revision, known.told.as_ref()), (revision + 2, Some(&told)));
@@ -226,17 +226,21 @@ async fn late_answer_does_no_harm(pool: PgPool) {
     assert_eq!(receiver.told(), ["ended GuardBroken critical 1"]);
 }
 
-/// A run that cannot work at all, here without its ledger, tells that nothing is polled.
+/// A run that cannot work at all, here without its ledger, tells that, and later that nothing is polled.
 #[sqlx::test(migrations = false)]
 async fn run_that_fails_tells_alerts(pool: PgPool) {
     let (scene, receiver) = scene_with_webhook(pool).await;
     output_of(&scene, 0, &["run"]).await;
     scene.sql("alter table ledger.balance_snapshots rename to elsewhere").await;
     output_of(&scene, 1, &["run"]).await;
-    assert_eq!(receiver.told(), NONE);
+    assert_eq!(receiver.told(), ["began RunFailed critical 1"]);
     minutes_pass(&scene, 61).await;
     output_of(&scene, 1, &["run"]).await;
     assert_eq!(receiver.told(), ["began NoPoll critical 1", "began Stale critical 1"]);
+    scene.sql("alter table ledger.elsewhere rename to balance_snapshots").await;
+    output_of(&scene, 0, &["run"]).await;
+    let ended = ["ended NoPoll critical 1", "ended RunFailed critical 1", "ended Stale critical 1"];
+    assert_eq!(receiver.told(), ended);
 }
 
 #[sqlx::test(migrations = false)]

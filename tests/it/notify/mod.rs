@@ -4,6 +4,7 @@ mod day;
 mod delivery;
 mod failures;
 mod heartbeat;
+mod meanwhile;
 
 use std::sync::{Arc, Mutex};
 

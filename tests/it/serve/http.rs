@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use sqlx::PgPool;
+use sqlx::{Executor, PgPool};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
-use super::{Service, ask, get};
+use super::{Service, WAIT_MAX, ask, get};
 use crate::support::TestEnv;
 
 #[sqlx::test(migrations = false)]
@@ -89,5 +90,36 @@ async fn long_and_slow_requests_are_cut(pool: PgPool) {
     let cut = tokio::time::timeout(Duration::from_secs(20), slow.read_to_end(&mut answer)).await;
     assert!(cut.is_ok() && begun.elapsed() > Duration::from_secs(5), "a request has a time limit");
     assert_eq!(get(&service.address, "/healthz", &[]).await.status, 200, "others are answered");
+    service.stop().await;
+}
+
+/// As a scanner of ports opens them. A request that is complete is answered all the same.
+#[sqlx::test(migrations = false)]
+async fn idle_connections_keep_no_probe_from_being_answered(pool: PgPool) {
+    let scene = TestEnv::new(pool).await;
+    let service = Service::start(&scene, &["--every", "24h"]).await;
+    service.answers("/readyz", 200).await;
+    let mut lock = scene.pool.begin().await.unwrap();
+    lock.execute("lock table elven_sync.entities in access exclusive mode").await.unwrap();
+    let mut waiting = TcpStream::connect(&service.address).await.unwrap();
+    let request = format!("GET /status.json HTTP/1.1\r\nHost: {}\r\n\r\n", service.address);
+    waiting.write_all(request.as_bytes()).await.unwrap();
+    let mut idle = Vec::new();
+    for n in 0..400 {
+        let mut connection = TcpStream::connect(&service.address).await.unwrap();
+        if n % 2 == 0 {
+            connection.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
+        }
+        idle.push(connection);
+    }
+    for _ in 0..3 {
+        let answer = timeout(Duration::from_secs(5), service.get("/healthz")).await;
+        assert_eq!(answer.expect("it is answered at once").status, 200);
+    }
+    lock.rollback().await.unwrap();
+    let mut answer = String::new();
+    timeout(WAIT_MAX, waiting.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 "), "{answer}");
+    drop(idle);
     service.stop().await;
 }

@@ -4,6 +4,7 @@ mod cost;
 mod frozen;
 mod http;
 mod lanes;
+mod locks;
 mod metrics;
 mod outages;
 mod reload;
