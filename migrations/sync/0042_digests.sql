@@ -135,6 +135,24 @@ as $$
                       action.reason, action.details::text))
 $$;
 
+-- The state of an entity that was removed and is registered again continues its chain.
+create function elven_sync.continue_chain() returns trigger
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if new.links = 0 then
+        select l.link, l.digest, l.link into new.links, new.head, new.folded
+          from elven_sync.sync_links l where l.entity_id = new.entity_id order by l.link desc limit 1;
+        new.links := coalesce(new.links, 0);
+        new.folded := coalesce(new.folded, 0);
+    end if;
+    return new;
+end
+$$;
+create trigger continue_chain before insert on elven_sync.sync_state
+    for each row execute function elven_sync.continue_chain();
+
 -- What a link commits to besides its number: the fields of the row that it names, and the chained leaves.
 create function elven_sync.link_contents(link elven_sync.sync_links, out fields text[], out running bytea)
     language plpgsql stable
@@ -256,6 +274,9 @@ comment on function elven_sync.add_link(text, text, bigint, text[], bytea) is
     'Adds a link to the chain of an entity. elven-sync calls it in the transaction of the event, under the lease of the entity.';
 comment on function elven_sync.link_to(text, text, bigint) is
     'Adds a link whose contents are read from the rows that it refers to.';
+comment on function elven_sync.continue_chain() is
+    'Lets the state of an entity that was removed and is registered again continue its chain; what is before it counts as folded.';
+comment on trigger continue_chain on elven_sync.sync_state is 'Continues the chain of digests.';
 comment on function elven_sync.action_digest(elven_sync.sync_actions) is 'SHA-256 of an action.';
 comment on function elven_sync.verify_links(text) is
     'The links of an entity (* for actions), each with the digest that today''s rows give: a link whose digest is not the expected one was changed, or something that it covers. A link whose link before it, batches or pass were removed by prune cannot be checked so.';

@@ -11,8 +11,9 @@ mod verify;
 
 pub use key_search::{KeyRows, RecordKey, rows_of_key};
 pub use period::{
-    AskedPeriod, AuditError, AuditedBatch, AuditedRow, EntityAudit, Evidence, EvidenceSink, FirstOf, Judged,
-    MadeWith, NamedRow, Names, NoEvidence, Outcome, PeriodAudit, Total, Totals, audit_period, summed,
+    AskedPeriod, AuditError, AuditedBatch, AuditedDigests, AuditedRow, EntityAudit, Evidence, EvidenceSink,
+    FirstOf, Judged, MadeWith, NamedRow, Names, NoEvidence, Outcome, PeriodAudit, Total, Totals,
+    audit_period, summed,
 };
 pub use print_lines::print_lines;
 pub use row_trace::{RowReport, of_row};

@@ -146,7 +146,7 @@ impl Print {
         let make = || async {
             let mut transaction = database.begin().await?;
             let print = insert(&mut transaction).await?;
-            let ends = ends(&mut transaction).await?;
+            let ends = ChainEnd::all(&mut transaction).await?;
             transaction.commit().await?;
             Ok((print, ends))
         };
@@ -372,20 +372,22 @@ impl Head {
     }
 }
 
-/// Returns the ends of all chains.
-async fn ends(transaction: &mut Transaction) -> Result<Vec<ChainEnd>, sqlx::Error> {
-    sqlx::query_as!(
-        ChainEnd,
-        r#"select entity_id as "entity_id!", links as "links!", encode(head, 'hex') as "digest!"
-             from elven_sync.sync_state where head is not null
-            union all
-           (select entity_id, link, encode(digest, 'hex') from elven_sync.sync_links where entity_id = $1
-             order by link desc limit 1)
-            order by 1"#,
-        ACTIONS
-    )
-    .fetch_all(transaction)
-    .await
+impl ChainEnd {
+    /// Returns the ends of all chains.
+    pub async fn all(transaction: &mut Transaction) -> Result<Vec<Self>, sqlx::Error> {
+        sqlx::query_as!(
+            Self,
+            r#"select entity_id as "entity_id!", links as "links!", encode(head, 'hex') as "digest!"
+                 from elven_sync.sync_state where head is not null
+                union all
+               (select entity_id, link, encode(digest, 'hex') from elven_sync.sync_links where entity_id = $1
+                 order by link desc limit 1)
+                order by 1"#,
+            ACTIONS
+        )
+        .fetch_all(transaction)
+        .await
+    }
 }
 
 /// Returns all prints, in order.

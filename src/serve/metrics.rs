@@ -219,8 +219,10 @@ fn of_installation(families: &mut Families<'_>, readings: &Readings) -> fmt::Res
         "elven_sync_print_info",
         "The latest print of the journal; the value is always 1",
         readings.print.iter().map(|print| {
-            let labels =
-                [("print_id", Cow::Owned(print.print_id.to_string())), ("root", Cow::Borrowed(print.root.as_str()))];
+            let labels = [
+                ("print_id", Cow::Owned(print.print_id.to_string())),
+                ("root", Cow::Borrowed(print.root.as_str())),
+            ];
             (labels, 1)
         }),
     )?;

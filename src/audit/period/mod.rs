@@ -20,7 +20,8 @@ use chrono::Utc;
 
 pub use self::outcome::{AuditedRow, Evidence, Judged, Outcome};
 pub use self::report::{
-    AuditedBatch, EntityAudit, EvidenceSink, FirstOf, MadeWith, NamedRow, NoEvidence, PeriodAudit,
+    AuditedBatch, AuditedDigests, EntityAudit, EvidenceSink, FirstOf, MadeWith, NamedRow, NoEvidence,
+    PeriodAudit,
 };
 pub use self::totals::{Names, Total, Totals, summed};
 
@@ -31,7 +32,7 @@ use crate::align::{self, Zone};
 use crate::config::{ConfigError, Settings};
 use crate::database::Database;
 use crate::journal::period as records;
-use crate::journal::{Entity, JournalError, check_schema, unknown_entity};
+use crate::journal::{ACTIONS, ChainEnd, Entity, JournalError, PrintLine, check_schema, unknown_entity};
 use crate::ledger::{Ledger, Range};
 use crate::sync::RunError;
 use crate::sync::worker::warn_of;
@@ -97,9 +98,25 @@ pub async fn audit_period(
         at,
         entities,
         actions: FirstOf::default(),
+        digests: AuditedDigests::default(),
     };
     read_actions(database, &mut audit, evidence).await?;
+    audit.digests = digests(database, &audit.entities).await?;
     Ok(audit)
+}
+
+/// Reads the latest print, and the ends of the chains of the entities and of what people did.
+async fn digests(database: &Database, entities: &[EntityAudit]) -> Result<AuditedDigests, JournalError> {
+    let read = || async {
+        let mut transaction = database.begin_snapshot().await?;
+        let print = PrintLine::latest(&mut transaction).await?;
+        let mut chains = ChainEnd::all(&mut transaction).await?;
+        transaction.commit().await?;
+        let is_audited = |id: &String| id == ACTIONS || entities.iter().any(|entity| entity.entity_id == *id);
+        chains.retain(|chain| is_audited(&chain.entity_id));
+        Ok(AuditedDigests { print, chains })
+    };
+    database.retry(read).await
 }
 
 /// Returns the entities that are asked for, each with its zone and its range.

@@ -9,6 +9,7 @@ use super::outcome::{AuditedRow, Evidence, Outcome};
 use super::totals::Totals;
 use crate::audit::verify::EntityProof;
 use crate::journal::period::{BatchFacts, PersonsAction, RowException};
+use crate::journal::{ChainEnd, PrintLine};
 
 /// The most rows of each outcome that the report names.
 const NAMED_MAX: usize = 20;
@@ -174,6 +175,17 @@ pub struct PeriodAudit {
     pub entities: Vec<EntityAudit>,
     /// What people did from the begin of the period up to now, to one of these entities or to the installation.
     pub actions: FirstOf<PersonsAction>,
+    /// The digests of the journal, as of the audit.
+    pub digests: AuditedDigests,
+}
+
+/// The digests of the journal that an audit names.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct AuditedDigests {
+    /// The latest print. `None`: there is none yet.
+    pub print: Option<PrintLine>,
+    /// The ends of the chains of the entities, and of what people did.
+    pub chains: Vec<ChainEnd>,
 }
 
 impl PeriodAudit {

@@ -19,6 +19,7 @@ pub(super) fn document(audit: &PeriodAudit) -> Value {
         "rows": counts(|outcome| audit.count(outcome), audit.entities.iter().map(|entity| entity.rows).sum()),
         "entities": audit.entities.iter().map(entity).collect::<Vec<_>>(),
         "actions": audit.actions,
+        "digests": audit.digests,
         "not_proven": NOT_PROVEN,
     })
 }

@@ -3,7 +3,8 @@
 use super::super::wrapped;
 use super::answer::{NOT_PROVEN, SUMS_ARE, answer};
 use crate::audit::{
-    AuditedBatch, EntityAudit, Evidence, FirstOf, MadeWith, Names, Outcome, PeriodAudit, Total, summed,
+    AuditedBatch, AuditedDigests, EntityAudit, Evidence, FirstOf, MadeWith, Names, Outcome, PeriodAudit,
+    Total, summed,
 };
 use crate::journal::period::{PersonsAction, RowException};
 use crate::text::{counted_noun, escaped, thousands};
@@ -45,6 +46,7 @@ pub(super) fn document(audit: &PeriodAudit, is_shown: bool) -> String {
     }
     report.actions(&audit.actions);
     report.lines.push(String::new());
+    report.digests(&audit.digests);
     report.say(0, &format!("Not proven: {NOT_PROVEN}."));
     report.lines.join("\n")
 }
@@ -69,6 +71,18 @@ impl Report {
         let more = thousands(i64::try_from(more).unwrap_or(i64::MAX));
         let place = if self.is_shown { "--csv DIR writes all" } else { "see the files beside this one" };
         self.say(level, &format!("and {more} more; {place}"));
+    }
+
+    /// The latest print on a line of its own, which is not wrapped.
+    fn digests(&mut self, digests: &AuditedDigests) {
+        match &digests.print {
+            Some(print) => {
+                self.say(0, "The journal was found to fit its digests, or each misfit is a finding. Its latest print:");
+                self.lines.push(print.to_string());
+            }
+            None => self.say(0, "There is no print of the journal yet; `elven-sync digest` makes one."),
+        }
+        self.lines.push(String::new());
     }
 
     /// The next steps, one command a line.

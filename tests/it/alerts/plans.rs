@@ -65,7 +65,8 @@ async fn alerts_of_many_entities_read_each_table_once(pool: PgPool) {
         let mut reads = Reads::default();
         reads.add(&plan[0]["Plan"]);
         assert!(reads.errors <= 200_000, "{statistics}: {reads:?} {plan:#}");
-        assert!(reads.states <= 5_000 && reads.runs <= 10, "{statistics}: {reads:?} {plan:#}");
+        // Once for the alerts of entities, and once to see that no entity fails.
+        assert!(reads.states <= 10_000 && reads.runs <= 10, "{statistics}: {reads:?} {plan:#}");
         assert!(reads.batches <= 50, "{statistics}: {reads:?} {plan:#}");
         println!("{statistics}: {} ms", plan[0]["Execution Time"]);
     }

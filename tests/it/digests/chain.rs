@@ -120,14 +120,7 @@ async fn journal_of_an_earlier_version_is_adopted_and_continues(pool: PgPool) {
     scene.sandbox.set_rules(fault_rules(&["error-500@every:4"]));
     scene.run().await;
     scene.sandbox.set_rules(Vec::new());
-    scene
-        .sql(
-            "update elven_sync.sync_batches set leaf = null, rejected_kinds = null;
-             update elven_sync.sync_state set head = null, links = 0, printed = 0, running = null;
-             delete from elven_sync.sync_links; delete from elven_sync.sync_prints;
-             update elven_sync.sync_actions set link = null",
-        )
-        .await;
+    scene.forget_digests().await;
     output_of(&scene, 0, &["verify"]).await;
     assert_eq!(scene.run().await.status, RunStatus::Succeeded);
     add_minutes(&scene, "beta", 3).await;

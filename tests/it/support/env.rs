@@ -136,6 +136,18 @@ impl TestEnv {
         sqlx::raw_sql(sql).execute(&self.pool).await.unwrap();
     }
 
+    /// Removes all digests, as if a version before them had written the journal.
+    pub async fn forget_digests(&self) {
+        self.sql(
+            "update elven_sync.sync_batches set leaf = null, rejected_kinds = null;
+             update elven_sync.sync_state set head = null, links = 0, printed = 0, folded = 0, running = null;
+             update elven_sync.sync_backfill_lanes set running = null, closed = finished_at is not null;
+             update elven_sync.sync_actions set link = null;
+             delete from elven_sync.sync_links; delete from elven_sync.sync_prints",
+        )
+        .await;
+    }
+
     /// Returns a single value as text, or `NULL`.
     pub async fn text(&self, sql: &'static str) -> String {
         let value: Option<String> = sqlx::query_scalar(sql).fetch_one(&self.pool).await.unwrap();
