@@ -174,7 +174,8 @@ select 'RunFailed', 'critical', null, f.since,
                                     where o.kind = 'incremental' and o.status not in ('failed', 'running')
                                     order by o.run_id desc limit 1), 0)) f
  where r.status = 'failed'
-   and (r.polled_at is null or not exists (select from elven_sync.sync_state s where s.consecutive_failures > 0))
+   and (r.polled_at is null
+        or exists (select from entity) and not exists (select from entity e where e.is_failing))
 union all
 -- What waits records it again each minute, so an older fact is that of a process that has ended.
 select 'LockWait', 'warning', null, f.since,

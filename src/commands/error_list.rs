@@ -85,7 +85,7 @@ async fn nothing_matches(database: &Database, wanted: &Wanted, format: ErrorForm
         output::no_errors(&ErrorGroup::list(database, wanted.resolved).await?, wanted.resolved);
         // A run that fails as a whole is no error of an entity.
         if let Some(failure) = journal::failure_of_last_run(database).await? {
-            output::line(format_args!("{failure}; hint: elven-sync check"));
+            output::line(failure);
         }
     }
     let entities = Entity::list(database).await?;

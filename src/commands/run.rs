@@ -62,13 +62,14 @@ async fn make_run(
     database: &Database,
     stop: Stop,
 ) -> Result<RunReport, RunError> {
-    let run = async {
+    // Boxed, because it is large.
+    let run = Box::pin(async {
         let worker = Worker::open_for_run(settings, database.clone(), stop).await?;
         let watched = output::watch(worker.progress());
         let report = worker.run(&options.entities).await;
         watched.end().await;
         report
-    };
+    });
     naming_lock_holders(database, &RecordedWait::default(), run).await
 }
 

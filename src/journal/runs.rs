@@ -134,11 +134,16 @@ impl Journal {
     }
 }
 
-/// Returns how the last run failed, in a sentence, if it did and no entity says why: alert `RunFailed`.
+/// Returns how the last run failed before its poll, in a sentence with its hint, if it did: then no entity says why.
 pub async fn failure_of_last_run(database: &Database) -> Result<Option<String>, JournalError> {
     let read = || {
-        sqlx::query_scalar("select message from elven_sync.alerts where name = 'RunFailed'")
-            .fetch_optional(database.single_round_trip())
+        sqlx::query_scalar(
+            "select 'the last run failed: ' || coalesce(r.error, '(no message)')
+               from (select status, polled_at, error from elven_sync.sync_runs
+                      where kind = 'incremental' and status <> 'running' order by run_id desc limit 1) r
+              where r.status = 'failed' and r.polled_at is null",
+        )
+        .fetch_optional(database.single_round_trip())
     };
     Ok(database.retry(read).await?)
 }

@@ -74,7 +74,8 @@ pub(super) async fn cycle(
         every,
         stop: stopping.clone(),
     };
-    let run = run(&settings, &meanwhile, asked_of, &shared);
+    // Boxed, because it is large.
+    let run = Box::pin(run(&settings, &meanwhile, asked_of, &shared));
     let report = naming_lock_holders(&connected.database, &shared.recorded_wait, run).await;
     let fact_recorded = match &report {
         Ok(report) => {

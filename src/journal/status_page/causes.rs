@@ -97,13 +97,13 @@ const CODE_DIGITS_MAX: [usize; 2] = [9, 3];
 /// any text in its place. A number alone cannot be told from a code, so it stays; in a word, a longer number may be an
 /// amount.
 fn without_amounts_in_code(code: &str) -> String {
-    let [alone, in_word] = CODE_DIGITS_MAX;
-    if code.len() <= alone && code.bytes().all(|byte| byte.is_ascii_digit()) {
+    let [of_number, of_part] = CODE_DIGITS_MAX;
+    if code.len() <= of_number && code.bytes().all(|byte| byte.is_ascii_digit()) {
         return code.to_owned();
     }
     let longest = code.split(|c: char| !c.is_ascii_digit()).map(str::len).max().unwrap_or(0);
     let is_word = code.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
-    if is_word && longest <= in_word { code.to_owned() } else { without_amounts(&format!("\"{code}\"")) }
+    if is_word && longest <= of_part { code.to_owned() } else { without_amounts(&format!("\"{code}\"")) }
 }
 
 #[cfg(test)]

@@ -47,6 +47,8 @@ async fn run_that_fails_before_it_begins_is_recorded_and_alerts_until_a_run_work
             "{first:?}"
         );
         assert_eq!(first.hint, "elven-sync check");
+        let listed = output_of(&scene, 0, &["errors", "list"]).await;
+        assert!(listed.contains("no error is open\nthe last run failed: "), "{listed}");
         scene.output(&["run"]).await;
         assert_eq!(alert(&scene, "RunFailed").await.since, first.since, "{breaks}");
         scene.sql(repairs).await;
