@@ -87,7 +87,7 @@ mod tests {
             format!("{{\"text\":\"all well\\nprint 12 {root}\"}}"),
         ];
         for text in texts {
-            assert_eq!(print_lines(&text), [line.clone()], "{text}");
+            assert_eq!(print_lines(&text), std::slice::from_ref(&line), "{text}");
         }
         for text in ["", "12 abcd", "[]", &root, &format!("at {root}"), &format!("12 {root}0")] {
             assert_eq!(print_lines(text), [], "{text}");

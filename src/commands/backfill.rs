@@ -83,7 +83,7 @@ pub(super) async fn run(options: Options, settings: Settings) -> anyhow::Result<
             check_reason(reason.as_deref())?;
             cancel(&settings, backfill_id, reason.as_deref()).await
         }
-        None => match upload(options, settings).await {
+        None => match Box::pin(upload(options, settings)).await {
             Err(Failure::Backfill(usage @ BackfillError::Usage(_))) => {
                 output::error(&usage.into());
                 Ok(WRONG_USAGE)

@@ -14,11 +14,11 @@ const NONE: [u8; 4] = [0xff; 4];
 
 /// Hashes fields, each with its length before it, so that no two lists of fields give the same bytes.
 #[derive(Clone, Debug, Default)]
-pub struct Fields(Sha256);
+pub(super) struct Fields(Sha256);
 
 impl Fields {
     /// Adds a field. `None`: it has no value.
-    pub fn bytes(&mut self, field: Option<&[u8]>) -> &mut Self {
+    pub(super) fn bytes(&mut self, field: Option<&[u8]>) -> &mut Self {
         match field {
             None => self.0.update(NONE),
             Some(field) => {
@@ -30,7 +30,7 @@ impl Fields {
     }
 
     /// Adds a text, or a number as PostgreSQL writes it.
-    pub fn text(&mut self, field: Option<impl ToString>) -> &mut Self {
+    pub(super) fn text(&mut self, field: Option<impl ToString>) -> &mut Self {
         self.bytes(field.map(|field| field.to_string()).as_deref().map(str::as_bytes))
     }
 
@@ -41,7 +41,7 @@ impl Fields {
     }
 
     /// Returns the digest.
-    pub fn digest(&self) -> Digest {
+    pub(super) fn digest(&self) -> Digest {
         self.clone().end(&[])
     }
 }
@@ -68,7 +68,7 @@ pub(super) fn running_after(
 
 /// Describes why the rows of a list are set aside, in the order of the list: the kind of each error, its code after a
 /// slash if it has one, and how many rows in a row have them.
-pub fn kinds_in_order<'a>(kinds: impl Iterator<Item = (Kind, Option<&'a str>)>) -> Option<String> {
+pub(super) fn kinds_in_order<'a>(kinds: impl Iterator<Item = (Kind, Option<&'a str>)>) -> Option<String> {
     let mut groups: Vec<(Kind, Option<&str>, usize)> = Vec::new();
     for (kind, code) in kinds {
         match groups.last_mut() {

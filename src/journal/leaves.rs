@@ -20,25 +20,25 @@ const BATCHES_MAX: i64 = 1000;
 
 /// What the leaf of a batch covers, besides its contents.
 #[derive(Clone, Copy, Debug)]
-pub struct LeafState<'a> {
+pub(super) struct LeafState<'a> {
     /// The batch.
-    pub batch_id: i64,
+    pub(super) batch_id: i64,
     /// Its entity.
-    pub entity_id: &'a str,
+    pub(super) entity_id: &'a str,
     /// Its pass.
-    pub pass_id: Option<i64>,
+    pub(super) pass_id: Option<i64>,
     /// Its backfill.
-    pub backfill_id: Option<i64>,
+    pub(super) backfill_id: Option<i64>,
     /// The batch of which it is a part.
-    pub parent_id: Option<i64>,
+    pub(super) parent_id: Option<i64>,
     /// `sync_batches.status`.
-    pub status: &'a str,
+    pub(super) status: &'a str,
     /// The status of the last answer.
-    pub http_status: Option<i32>,
+    pub(super) http_status: Option<i32>,
     /// The number of attempts.
-    pub attempts: i32,
+    pub(super) attempts: i32,
     /// An attempt had an unknown outcome.
-    pub ambiguous: bool,
+    pub(super) ambiguous: bool,
 }
 
 /// Returns the leaf of a batch. `parts`: the leaves of the parts that have taken its place, one after the other.

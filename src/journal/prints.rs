@@ -150,7 +150,9 @@ impl Print {
             transaction.commit().await?;
             Ok((print, ends))
         };
-        database.retry(make).await
+        let printed = database.retry(make).await;
+        database.forget_commits().await;
+        printed
     }
 
     /// Returns the latest print, after making one if it is older than an hour.
@@ -180,7 +182,9 @@ impl Print {
             transaction.commit().await?;
             Ok::<_, JournalError>(Some(print.line()))
         };
-        database.retry(make).await
+        let printed = database.retry(make).await;
+        database.forget_commits().await;
+        printed
     }
 }
 

@@ -42,6 +42,9 @@ pub fn run_report(report: &RunReport, paused: &[&str], as_json: bool) {
         return;
     }
     line(run_summary(report));
+    if let Some(print) = &report.print {
+        line(format_args!("print: {print}"));
+    }
     let counters = &report.counters;
     if counters.rows_beyond_double > 0 {
         line(format_args!(
@@ -81,9 +84,6 @@ pub fn run_report(report: &RunReport, paused: &[&str], as_json: bool) {
         line(problem);
     }
     unregistered(&report.unregistered, report.entities_left_out);
-    if let Some(print) = &report.print {
-        line(format_args!("print: {print}"));
-    }
 }
 
 /// Prints why entities failed, and whose held rows were refused again, each on a line.

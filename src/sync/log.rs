@@ -9,7 +9,7 @@ use tracing::Span;
 
 use super::EntityReport;
 use crate::elven::{Answer, Listing};
-use crate::journal::{Counters, RunStatus};
+use crate::journal::{Counters, PrintLine, RunStatus};
 
 /// The span of a run.
 pub(crate) fn run_span(run_id: i64) -> Span {
@@ -32,7 +32,12 @@ pub(super) fn run_started(kind: &str, entities: usize) {
 }
 
 /// Logs how a run finished.
-pub(super) fn run_finished(status: RunStatus, counters: &Counters, since: Instant) {
+pub(super) fn run_finished(
+    status: RunStatus,
+    counters: &Counters,
+    since: Instant,
+    print: Option<&PrintLine>,
+) {
     tracing::info!(
         status = status.as_ref(),
         rows_read = counters.rows_read,
@@ -41,6 +46,8 @@ pub(super) fn run_finished(status: RunStatus, counters: &Counters, since: Instan
         rows_superseded = counters.rows_superseded,
         requests = counters.requests,
         elapsed_ms = elapsed_ms(since),
+        print_id = print.map(|print| print.print_id),
+        root = print.map(|print| print.root.as_str()),
         "run finished"
     );
 }

@@ -108,7 +108,7 @@ impl Worker {
         let message = failed.as_ref().map(|problem| crate::text::chain(problem));
         let finished = self.journal.finish_run(run_id, status, message.as_deref());
         let counters = around(Step::FinishRun, finished).await?;
-        log::run_finished(status, &counters, since);
+        log::run_finished(status, &counters, since, None);
         failed.map_or(Ok(!open), Err)
     }
 

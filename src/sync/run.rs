@@ -78,8 +78,8 @@ impl Worker {
         let finished = self.journal.finish_run(run_id, status, error.as_deref());
         let finished = around(Step::FinishRun, finished).await;
         let counters = finished.inspect_err(|_| log::failures_without_summary(&entities))?;
-        log::run_finished(status, &counters, since);
         let print = self.print().await;
+        log::run_finished(status, &counters, since, print.as_ref());
         Ok(RunReport {
             run_id: Some(run_id),
             status,
@@ -102,11 +102,7 @@ impl Worker {
             let error = crate::text::chain(problem);
             tracing::warn!(error, "no print of the journal could be made; the next run tries it again");
         });
-        let print = print.ok().flatten();
-        if let Some(PrintLine { print_id, root }) = &print {
-            tracing::info!(print_id, root, "print");
-        }
-        print
+        print.ok().flatten()
     }
 
     /// Sends held rows again after the pass of their entity, if the API knows their names by now.

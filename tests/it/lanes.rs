@@ -170,7 +170,8 @@ async fn unregistered_entities_beyond_the_first_hundred_are_one_summed_error(poo
     network.count();
     let text = output_of(&scene, 3, &["run"]).await;
     let (_, statements) = network.count();
-    assert!(statements <= 60, "{statements} statements");
+    // With the first print of the journal.
+    assert!(statements <= 75, "{statements} statements");
     assert!(text.contains("0 pending and those of 5,000 unregistered entities"), "{text}");
     assert!(text.contains("rows of 4,980 more entities are pending"), "{text}");
     let open = "select concat_ws(' ', count(*), count(*) filter (where entity_id = '*'),

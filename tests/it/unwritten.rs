@@ -257,6 +257,7 @@ async fn unanswered_batch_before_the_cursor_is_sent_again(pool: PgPool) {
     add_minutes(&scene, "e", 3).await;
     scene.run().await;
     scene.sql(REOPEN).await;
+    scene.forget_digests().await;
     add_minutes(&scene, "e", 1).await;
     let report = scene.run().await;
     assert_eq!((report.status, report.counters.rows_read), (RunStatus::Succeeded, 2), "{report:?}");
@@ -279,6 +280,7 @@ async fn unanswered_batch_before_the_cursor_never_overwrites_newer_row(pool: PgP
     scene.run().await;
     assert_eq!(scene.balances().len(), 2);
     scene.sql(REOPEN).await;
+    scene.forget_digests().await;
     let refused = output_of(&scene, 1, &["run"]).await;
     assert!(refused.contains("no answer to batch 1 is recorded"), "{refused}");
     assert_eq!(scene.balances().len(), 2, "nothing is sent");
@@ -298,6 +300,7 @@ async fn unanswered_parts_before_the_cursor_are_sent_again(pool: PgPool) {
     scene.sandbox.set_rules(fault_rules(&["reject:account=e-1"]));
     assert_eq!(scene.run().await.status, RunStatus::Incomplete);
     scene.sql(REOPEN).await;
+    scene.forget_digests().await;
     scene.sql("update elven_sync.sync_batches set status = 'split' where batch_id = (select min(batch_id) from elven_sync.sync_batches);
                update elven_sync.sync_batches set status = 'sending' where parent_id is not null and status = 'accepted'").await;
     let before = scene.balances().len();

@@ -11,7 +11,7 @@ use crate::journal::{ACTIONS, Digest, Head, JournalError, OpenHead, RecordedLeaf
 
 /// The ends of the chain of one entity that prints have named.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Named {
+pub(crate) struct Named {
     /// The newest print that was given. Ends that have not changed before it are in earlier ones.
     pub(super) given: i64,
     /// The end of each print, with its number, in order.
@@ -46,7 +46,7 @@ type Place = (&'static str, i64, String, String);
 struct Chaining {
     running: Option<Digest>,
     /// The running digest at the cursor that was asked for.
-    at_cursor: Option<Option<Digest>>,
+    at_cursor: Option<Digest>,
 }
 
 /// Checks the chain of an entity.
@@ -329,7 +329,7 @@ impl Digests<'_> {
         chaining.running = Some(chained(chaining.running.as_ref(), &leaf));
         let end = batch.end();
         if cursor == Some(&end) {
-            chaining.at_cursor = Some(chaining.running);
+            chaining.at_cursor = chaining.running;
         }
         let is_here = |open: &OpenHead| {
             (&*open.kind, open.of, &open.cursor_at, &open.cursor_id) == (work.0, work.1, &end.0, &end.1)
@@ -402,12 +402,12 @@ impl Digests<'_> {
     ) -> Result<(), JournalError> {
         for pass in passes {
             let chains = self.passes(transaction, &[pass.of], pass.cursor.as_ref()).await?;
-            let at_cursor = chains.get(&pass.of).and_then(|chaining| chaining.at_cursor).flatten();
+            let at_cursor = chains.get(&pass.of).and_then(|chaining| chaining.at_cursor);
             self.compare_running("pass", pass, at_cursor);
         }
         for lane in backfills {
             let chaining = self.backfill(transaction, lane.of, lane.cursor.as_ref()).await?;
-            self.compare_running("backfill", lane, chaining.at_cursor.flatten());
+            self.compare_running("backfill", lane, chaining.at_cursor);
         }
         Ok(())
     }

@@ -257,12 +257,7 @@ async fn prove_in_snapshot(
     // A copied journal is also compared with the ledger, to show the rows that it would skip. The chain has already
     // checked the position of the watermark.
     let lane = match asked {
-        Asked::Verify { .. } => {
-            if let Err(misfit) = watermark_check::check_seal(entity_id, &found) {
-                report.find(Finding::new("watermark", misfit.to_string()));
-            }
-            Lane { seal: SealState::Whole, ..found.clone() }
-        }
+        Asked::Verify { .. } => sealed(&found, report),
         Asked::Rebind { .. } => watermark_check::as_if_bound(ledger, &probed, &found),
     };
     let misfit = watermark_check::check_watermark(ledger, entity_id, &lane, &probed).err();
@@ -307,6 +302,14 @@ async fn prove_in_snapshot(
     let until = snapshots.into_iter().flatten().map(Snapshot::xmax).max();
     let has_ended = until.is_none_or(|until| probed.target.xmin() >= until);
     Ok(Proven { lane: found, is_pruned, newest, has_ended })
+}
+
+/// Returns the lane as if this cluster had written its journal. If it has not, that is a finding.
+fn sealed(found: &Lane, report: &mut EntityProof) -> Lane {
+    if let Err(misfit) = watermark_check::check_seal(&report.entity_id, found) {
+        report.find(Finding::new("watermark", misfit.to_string()));
+    }
+    Lane { seal: SealState::Whole, ..found.clone() }
 }
 
 impl Checker<'_> {

@@ -59,27 +59,42 @@ impl Leaves {
     }
 
     /// Moves the running digests of lanes over the batches that their cursors move over. A batch that an earlier version
-    /// has finished has no leaf, and is passed over.
+    /// has finished has no leaf, and is passed over. A part stands for the batch that was split.
     pub(super) async fn chain(
         mut self,
         transaction: &mut Transaction,
         lanes: &mut BTreeMap<String, LockedLane>,
+        before: &BTreeMap<i64, Before>,
     ) -> Result<(), JournalError> {
+        let is_part = |batch_id: &i64| before.get(batch_id).is_some_and(|before| before.parent_id.is_some());
         let passed = lanes.values().flat_map(|lane| &lane.passed);
-        let earlier: Vec<i64> = passed.filter(|batch_id| !self.0.contains_key(batch_id)).copied().collect();
-        if !earlier.is_empty() {
-            let leaves = sqlx::query!(
-                r#"select batch_id, leaf as "leaf!" from elven_sync.sync_batches
-                    where batch_id = any ($1) and leaf is not null"#,
-                &earlier
+        let others = passed.filter(|batch_id| is_part(batch_id) || !self.0.contains_key(batch_id));
+        let others: Vec<i64> = others.copied().collect();
+        if !others.is_empty() {
+            let wholes = sqlx::query!(
+                r#"with recursive whole (of, batch_id, parent_id, leaf) as (
+                       select batch_id, batch_id, parent_id, leaf from elven_sync.sync_batches where batch_id = any ($1)
+                        union all
+                       select w.of, b.batch_id, b.parent_id, b.leaf
+                         from whole w join elven_sync.sync_batches b on b.batch_id = w.parent_id)
+                   select of as "of!", batch_id as "batch_id!", leaf as "leaf!" from whole
+                    where parent_id is null and leaf is not null"#,
+                &others
             )
             .fetch_all(transaction)
             .await?;
-            let digest = |leaf: Vec<u8>| {
-                Digest::try_from(leaf).map_err(|_| sqlx::Error::Decode("a leaf has 32 bytes".into()))
-            };
-            for row in leaves {
-                self.0.insert(row.batch_id, digest(row.leaf)?);
+            let mut whole_of = BTreeMap::new();
+            for row in wholes {
+                let leaf = Digest::try_from(row.leaf)
+                    .map_err(|_| sqlx::Error::Decode("a leaf has 32 bytes".into()))?;
+                self.0.insert(row.batch_id, leaf);
+                whole_of.insert(row.of, row.batch_id);
+            }
+            for lane in lanes.values_mut() {
+                for batch_id in &mut lane.passed {
+                    *batch_id = *whole_of.get(batch_id).unwrap_or(batch_id);
+                }
+                lane.passed.dedup();
             }
         }
         for lane in lanes.values_mut() {

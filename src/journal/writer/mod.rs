@@ -260,7 +260,7 @@ impl Writer {
             allowed.iter().filter_map(|(_, request)| Some((*request, request.answer()?))).collect();
         let (parts, leaves) = record(transaction, &answers, &before, &emptied).await?;
         let mut parts = parts.into_iter();
-        leaves.chain(transaction, &mut lanes).await?;
+        leaves.chain(transaction, &mut lanes, &before).await?;
         move_lanes(transaction, &lanes, self.lease).await?;
         let closings: Vec<(&WriteRequest, &PassClosing)> =
             allowed.iter().filter_map(|(_, request)| Some((*request, request.closing()?))).collect();

@@ -235,7 +235,7 @@ impl Worker {
         reports.sort_by(|a, b| a.entity_id.cmp(&b.entity_id));
         let ended = self.end_backfill(run, worked.map(|()| reports.clone())).await;
         let mut report = ended.inspect_err(|_| log::failures_without_summary(&reports))?;
-        log::run_finished(report.run.status, &report.run.counters, since);
+        log::run_finished(report.run.status, &report.run.counters, since, report.run.print.as_ref());
         report.run.notes = notes;
         Ok(report)
     }

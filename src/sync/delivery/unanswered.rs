@@ -47,7 +47,7 @@ impl Delivery {
         let mut window = self.window.lock().await;
         let Some(cursor) = window.cursor.clone().filter(|_| !passed.is_empty()) else { return Ok(()) };
         // As one root that ends at the cursor, so that the cursor does not move before they are processed.
-        let whole = passed.iter().filter(|leaf| leaf.parent_id.is_none()).map(|leaf| leaf.batch_id).collect();
+        let whole = passed.iter().map(|leaf| leaf.batch_id).collect();
         let number = window.push(cursor.clone(), passed.len(), whole);
         drop(window);
         for leaf in passed {

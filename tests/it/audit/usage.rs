@@ -29,7 +29,7 @@ async fn exit_code_and_first_line_answer_whether_a_period_is_complete(pool: PgPo
     let text = text_of(&scene, 0, "2024-01-01", "2024-02-01").await;
     assert!(text.starts_with("2024-01-01 to 2024-02-01 is complete: 6 rows, 6 uploaded As of"), "{text}");
     assert!(text.contains("In the sums, a sum of snapshots is a control total, not a balance."), "{text}");
-    assert!(!text.contains("digest"), "{text}");
+    assert!(text.contains("Its latest print: 1 "), "{text}");
     // A period without rows is complete; one that has not ended says so.
     let text = text_of(&scene, 0, "2023-01-01", "2023-02-01").await;
     assert!(text.starts_with("2023-01-01 to 2023-02-01 is complete: 0 rows As of"), "{text}");

@@ -173,9 +173,8 @@ async fn restore(scene: &TestEnv) {
     let all = TABLES.iter().map(of).collect::<Vec<_>>().join(", ");
     let mut sql = format!("set session_replication_role = replica; truncate {all} cascade; ");
     for table in TABLES {
-        sql.push_str(&format!(
-            "insert into elven_sync.{table} overriding system value table saved.{table}; "
-        ));
+        let insert = format!("insert into elven_sync.{table} overriding system value table saved.{table}; ");
+        sql.push_str(&insert);
     }
     sql.push_str(
         "update elven_sync.sync_passes set written_by = pg_current_xact_id(); set session_replication_role = origin",
