@@ -88,7 +88,8 @@ impl Journal {
     pub async fn adopt(&self) -> Result<(), JournalError> {
         let is_old = || {
             sqlx::query_scalar!(
-                r#"select exists (select from elven_sync.sync_state where links = 0 and settled is not null) as "is_old!""#
+                r#"select not exists (select from elven_sync.sync_prints) and exists (
+                              select from elven_sync.sync_state where links = 0 and settled is not null) as "is_old!""#
             )
             .fetch_one(&self.database)
         };
@@ -97,8 +98,18 @@ impl Journal {
         }
         let adopt = || async {
             let mut transaction = self.database.begin().await?;
-            let adopted = sqlx::query!(
-                "select s.entity_id, newest.pass_id from elven_sync.sync_state s
+            adopt_in(&mut transaction).await?;
+            transaction.commit().await?;
+            Ok(())
+        };
+        self.database.retry(adopt).await
+    }
+}
+
+/// Does so in a transaction. A print does it, too, for the entities that were locked.
+pub(super) async fn adopt_in(transaction: &mut Transaction) -> Result<(), sqlx::Error> {
+    let adopted = sqlx::query!(
+        "select s.entity_id, newest.pass_id from elven_sync.sync_state s
                   cross join lateral (select p.pass_id from elven_sync.sync_passes p
                                        where p.entity_id between s.entity_id and s.entity_id
                                          and p.finished_at is not null
@@ -106,15 +117,11 @@ impl Journal {
                   where s.links = 0 and s.settled is not null
                     and exists (select from elven_sync.seals(array[s.entity_id]) where seal = 'whole')
                   order by s.entity_id for update of s skip locked"
-            )
-            .fetch_all(&mut transaction)
-            .await?;
-            for entity in &adopted {
-                add_link(&mut transaction, &entity.entity_id, "adopted", entity.pass_id).await?;
-            }
-            transaction.commit().await?;
-            Ok(())
-        };
-        self.database.retry(adopt).await
+    )
+    .fetch_all(&mut *transaction)
+    .await?;
+    for entity in &adopted {
+        add_link(&mut *transaction, &entity.entity_id, "adopted", entity.pass_id).await?;
     }
+    Ok(())
 }

@@ -8,7 +8,7 @@ use sqlx::PgExecutor;
 
 use super::JournalError;
 use super::digests::{Digest, Fields, chained};
-use super::links::ACTIONS;
+use super::links::{ACTIONS, adopt_in};
 use crate::database::{Database, Transaction};
 
 /// A run makes a print when the last one is older.
@@ -217,6 +217,7 @@ async fn newest(transaction: &mut Transaction) -> Result<Option<Print>, sqlx::Er
 
 async fn insert(transaction: &mut Transaction) -> Result<Print, JournalError> {
     let newest = newest(transaction).await?;
+    adopt_in(transaction).await?;
     let actions = chain_actions(transaction).await?;
     let mut heads = changed(transaction).await?;
     heads.extend(actions);

@@ -249,6 +249,8 @@ async fn long_journal_is_not_scanned(pool: PgPool) {
         .await;
     scene.entity("acme", "UTC").await;
     add_minutes(&scene, "acme", 3000).await;
+    // Once an hour, a print reads the state of each entity.
+    output_of(&scene, 0, &["digest"]).await;
     for arguments in [
         &["run", "--entity", "acme"][..],
         &["run", "--entity", "acme"],
