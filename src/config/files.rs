@@ -1,8 +1,8 @@
 //! Reading of the files that settings name. No other code reads them.
 //!
 //! A setting may name anything: a regular file, a pipe (`<(pass show elven)`), a device, a directory. A pipe without a
-//! writer blocks its reader without an end, and a device may never end. So anything but a regular file is read by a thread of
-//! its own, for a limited time, and everything only up to a limited size.
+//! writer blocks its reader without an end, and a device may never end. So anything but a regular file is read by a
+//! thread of its own, for a limited time, and everything only up to a limited size.
 
 use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
